@@ -1,0 +1,1 @@
+//! The model bundle: manifest, files, golden vectors; packing and unpacking.

@@ -1,0 +1,1 @@
+//! A bundle made runnable: plans, sessions, pre- and post-processing, self-test.

@@ -1,0 +1,1 @@
+//! The publisher's side of updates: TUF repositories, keys, rollouts.

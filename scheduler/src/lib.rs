@@ -1,0 +1,1 @@
+//! Admission, deadlines, priority and routing as pure state; time is an argument.

@@ -1,0 +1,2 @@
+//! The frames, messages, status codes and topic names of tractd, without std or alloc.
+#![no_std]
