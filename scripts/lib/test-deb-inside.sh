@@ -1,0 +1,48 @@
+#!/bin/sh
+# What scripts/test-deb does inside its container. Ends with the line "deb: all held".
+set -eu
+trap 'echo "FAILED"; systemctl status --no-pager --full tractd.service tractd.socket 2>&1 | tail -n 40; journalctl --no-pager -u tractd 2>&1 | tail -n 40' EXIT
+say() { echo "deb: $*"; }
+
+dpkg -i /test/tractd.deb >/dev/null
+systemctl is-active --quiet tractd.socket
+for _ in $(seq 100); do systemctl is-active --quiet tractd.service && break; sleep 0.1; done
+systemctl is-active --quiet tractd.service
+say "installed; the unit is active: $(systemctl show -p ActiveState --value tractd.service)"
+
+useradd --system --groups tractd asker
+useradd --system stranger
+install -d -o tractd -g tractd /var/lib/tractd/models/digits
+cp -r /test/digits/1 /var/lib/tractd/models/digits/1
+chown -R tractd:tractd /var/lib/tractd/models
+systemctl reload tractd.service
+for _ in $(seq 100); do runuser -u asker -- tractctl models --json 2>/dev/null | grep -q '"digits"' && break; sleep 0.1; done
+png=$(ls /test/digits/samples/*.png | head -n 1)
+runuser -u asker -- tractctl infer digits --image "$png" --json >/tmp/answer
+grep -q '"classes"' /tmp/answer
+say "a member of the group is answered: $(head -c 160 /tmp/answer | tr -d '\n')"
+if runuser -u stranger -- tractctl infer digits --image "$png" >/tmp/refused 2>&1; then
+  say "a stranger was answered"
+  exit 1
+fi
+say "a stranger is refused: $(head -n 1 /tmp/refused)"
+
+systemctl restart tractd.service
+systemctl is-active --quiet tractd.service
+runuser -u asker -- tractctl infer digits --image "$png" >/dev/null
+[ "$(systemctl show -p NRestarts --value tractd.service)" = 0 ]
+systemctl stop tractd.service tractd.socket
+[ "$(systemctl show -p Result --value tractd.service)" = success ]
+say "stopped: $(systemctl show -p Result --value tractd.service), status $(systemctl show -p ExecMainStatus --value tractd.service)"
+if journalctl --no-pager -u tractd -p warning | grep -v -e '-- No entries --' -e '^-- ' | grep -i -e seccomp -e 'not permitted'; then exit 1; fi
+
+dpkg -r tractd >/dev/null
+[ ! -e /usr/bin/tractd ] && [ ! -e /lib/systemd/system/tractd.service ] && [ -d /var/lib/tractd/models ]
+say "removed; its state stays"
+dpkg -P tractd >/dev/null 2>&1
+[ ! -e /var/lib/tractd ] && [ ! -e /run/tractd ] && [ ! -e /etc/tractd ]
+left=$(find / -xdev -name '*tractd*' -not -path '/proc/*' -not -path '/test*' -not -path '/etc/systemd/system/tractd-test.service' -not -path '/var/lib/dpkg/*' -not -path '/sys/*' 2>/dev/null || true)
+[ -z "$left" ] || { echo "left behind: $left"; exit 1; }
+say "purged; nothing is left"
+trap - EXIT
+say "all held"
