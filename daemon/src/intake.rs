@@ -1,0 +1,179 @@
+//! Where every transport ends: a [`Request`] goes in, exactly one [`Reply`] comes out.
+//!
+//! Nothing behind this file knows where a request came from, and nothing before it knows about models.
+
+use crate::floor::Floor;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{mpsc, oneshot};
+use tractd_bundle::Digest;
+use tractd_engine::{Class, Tensor, Timings};
+use tractd_wire::{DType, Priority, Status, Want};
+
+/// A cheap handle through which requests are handed in.
+#[derive(Clone)]
+pub struct Intake {
+    floor: Arc<Floor>,
+}
+
+/// One question to one model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Model selector: `digits`, `digits@7`, `digits@canary`.
+    pub model: String,
+    /// How long the answer is worth waiting for; `None` is the daemon's default.
+    pub deadline: Option<Duration>,
+    /// Its place among requests to the same model.
+    pub priority: Priority,
+    /// What is asked about.
+    pub payload: Payload,
+    /// Which kinds of answer are wanted.
+    pub want: Want,
+    /// Who asks, for the counters.
+    pub origin: Origin,
+}
+
+/// The input of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Payload {
+    /// Tensors; `body` holds their little-endian bytes one after another, in the order of `descs`.
+    Tensors {
+        /// Name, type and shape of each tensor; their sizes add up to the length of `body`.
+        descs: Vec<TensorDesc>,
+        /// The bytes of all tensors.
+        body: Vec<u8>,
+    },
+    /// One JPEG or PNG file.
+    Media(Vec<u8>),
+}
+
+impl Payload {
+    /// Bytes held while the request waits.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Payload::Tensors { body, .. } | Payload::Media(body) => body.len() as u64,
+        }
+    }
+}
+
+/// Name, type and shape of one input tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorDesc {
+    /// Input name; may be empty when the model has one input.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Row-major shape.
+    pub shape: Vec<u32>,
+}
+
+/// Which transport a request came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The Unix socket.
+    Socket {
+        /// User id of the peer.
+        uid: u32,
+    },
+    /// MQTT.
+    Mqtt,
+}
+
+/// The one answer to a request.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// `Status::Ok`, or why there is no result.
+    pub status: Status,
+    /// Name of the model that answered, or the selector asked for when none did.
+    pub model: Arc<str>,
+    /// Version of the model that answered; 0 when none did.
+    pub version: u64,
+    /// Digest of the model that answered; zeros when none did.
+    pub digest: Digest,
+    /// Whether that model came signed from the registry.
+    pub signed: bool,
+    /// Time waited for a worker, in microseconds.
+    pub queue_us: u32,
+    /// Time in the worker.
+    pub timings: Timings,
+    /// When to ask again, in milliseconds; 0 when asking again is no use.
+    pub retry_after_ms: u32,
+    /// What went wrong and what to do about it; empty when nothing did.
+    pub detail: String,
+    /// The output tensors, when asked for.
+    pub tensors: Vec<Tensor>,
+    /// The best classes, when asked for and the model has them.
+    pub classes: Vec<Class>,
+}
+
+impl Reply {
+    /// An answer without a result.
+    pub fn refusal(status: Status, model: &str, detail: impl Into<String>) -> Reply {
+        Reply {
+            status,
+            model: model.into(),
+            version: 0,
+            digest: Digest([0; 32]),
+            signed: false,
+            queue_us: 0,
+            timings: Timings::default(),
+            retry_after_ms: 0,
+            detail: detail.into(),
+            tensors: Vec::new(),
+            classes: Vec::new(),
+        }
+    }
+
+    /// The same, with when to ask again.
+    pub fn retry_after(self, retry_after_ms: u32) -> Reply {
+        Reply { retry_after_ms, ..self }
+    }
+}
+
+/// Where a reply goes. A connection takes all its replies through one channel, which saves a task per request.
+#[derive(Debug)]
+pub(crate) enum ReplyTo {
+    Once(oneshot::Sender<Reply>),
+    /// Unbounded, but never longer than the connection's limit of requests in flight.
+    Connection {
+        id: u64,
+        replies: mpsc::UnboundedSender<(u64, Reply)>,
+    },
+}
+
+impl ReplyTo {
+    /// Sends the reply; a peer that is gone no longer wants it.
+    pub(crate) fn send(self, reply: Reply) {
+        match self {
+            ReplyTo::Once(sender) => drop(sender.send(reply)),
+            ReplyTo::Connection { id, replies } => drop(replies.send((id, reply))),
+        }
+    }
+
+    /// Whether nobody waits for the reply any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            ReplyTo::Once(sender) => sender.is_closed(),
+            ReplyTo::Connection { replies, .. } => replies.is_closed(),
+        }
+    }
+}
+
+impl Intake {
+    /// An intake onto `floor`.
+    pub(crate) fn new(floor: Arc<Floor>) -> Intake {
+        Intake { floor }
+    }
+
+    /// Hands in a request. It is answered exactly once: a result, a refusal (at once) or its expiry. Dropping the
+    /// receiver cancels it, unless it already runs.
+    pub fn submit(&self, request: Request) -> oneshot::Receiver<Reply> {
+        let (sender, receiver) = oneshot::channel();
+        self.floor.submit(request, ReplyTo::Once(sender));
+        receiver
+    }
+
+    /// Hands in a request whose reply goes to a connection's channel under `id`.
+    pub(crate) fn submit_to(&self, request: Request, reply: ReplyTo) {
+        self.floor.submit(request, reply);
+    }
+}
