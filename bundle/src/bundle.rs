@@ -1,0 +1,267 @@
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::files::{open_regular, read_limited};
+use crate::manifest::is_model_name;
+use crate::{
+    ARCHIVE_SUFFIX, BARE_LABELS_FILE, Digest, GoldenSpec, Limits, MANIFEST_FILE, MODEL_FILE, Manifest,
+    ManifestError, ModelFileError, TensorSpec, onnx, tarball,
+};
+
+/// A bundle lying in a folder, its files checked and its digest taken.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// Where it lies.
+    pub dir: PathBuf,
+    /// What it says of itself; a bare model says nothing.
+    pub manifest: Option<Manifest>,
+    /// Over the files the manifest names, or over a bare model's files.
+    pub digest: Digest,
+    /// Which of the two.
+    pub kind: Kind,
+    name: String,
+    version: u64,
+    labels_file: Option<String>,
+}
+
+/// How a bundle came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// With a manifest.
+    Packed,
+    /// A `model.onnx` in `<name>/<version>/`.
+    Bare,
+}
+
+/// Why a folder is not a bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file could not be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no `model.onnx`.
+    #[error("{}: no {MODEL_FILE} there", dir.display())]
+    NoModel {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A bare model's folder does not say what it is.
+    #[error("{}: a model without {MANIFEST_FILE} must lie in <name>/<version>/, as in digits/1/", dir.display())]
+    BarePath {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The manifest is refused.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The model file is refused.
+    #[error(transparent)]
+    Model(#[from] ModelFileError),
+    /// A golden file's size does not follow from the manifest.
+    #[error("{file}: {found} bytes where the manifest's dtype and shape make {expected}")]
+    GoldenSize {
+        /// Which.
+        file: String,
+        /// By the manifest.
+        expected: u64,
+        /// On disk.
+        found: u64,
+    },
+    /// Beyond [`Limits`].
+    #[error("{what} exceeds the limit of {limit}")]
+    TooLarge {
+        /// Of what there is too much.
+        what: String,
+        /// In files or bytes.
+        limit: u64,
+    },
+}
+
+impl Bundle {
+    /// Opens the bundle in `dir`: a folder with `manifest.toml`, or `<name>/<version>/` with a `model.onnx`.
+    /// Reads every file once for the digest. Files the manifest does not name are not looked at.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing on disk is changed.
+    pub fn open(dir: &Path, limits: &Limits) -> Result<Bundle, OpenError> {
+        let manifest_path = dir.join(MANIFEST_FILE);
+        match read_limited(&manifest_path, limits.manifest_bytes) {
+            Ok(Some(bytes)) => Bundle::open_packed(dir, limits, &bytes),
+            Ok(None) => Err(too_large(MANIFEST_FILE, limits.manifest_bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Bundle::open_bare(dir, limits),
+            Err(source) => Err(OpenError::Io { path: manifest_path, source }),
+        }
+    }
+
+    fn open_packed(dir: &Path, limits: &Limits, manifest: &[u8]) -> Result<Bundle, OpenError> {
+        let text = std::str::from_utf8(manifest)
+            .map_err(|_| ManifestError::Syntax("the file is not UTF-8".to_owned()))?;
+        let manifest = Manifest::parse(text)?;
+        check_model(dir, limits)?;
+        for golden in &manifest.golden {
+            check_golden(dir, &manifest, golden)?;
+        }
+        let digest = digest(dir, manifest.files().into_iter(), limits)?;
+        Ok(Bundle {
+            dir: dir.to_owned(),
+            digest,
+            kind: Kind::Packed,
+            name: manifest.name.clone(),
+            version: manifest.version,
+            labels_file: manifest.labels.clone(),
+            manifest: Some(manifest),
+        })
+    }
+
+    fn open_bare(dir: &Path, limits: &Limits) -> Result<Bundle, OpenError> {
+        check_model(dir, limits)?;
+        let labels = dir.join(BARE_LABELS_FILE).exists().then(|| BARE_LABELS_FILE.to_owned());
+        let (name, version) =
+            bare_identity(dir).ok_or_else(|| OpenError::BarePath { dir: dir.to_owned() })?;
+        // Sorted: "labels.txt" stands before "model.onnx".
+        let digest = digest(dir, labels.as_deref().into_iter().chain([MODEL_FILE]), limits)?;
+        Ok(Bundle {
+            dir: dir.to_owned(),
+            manifest: None,
+            digest,
+            kind: Kind::Bare,
+            name,
+            version,
+            labels_file: labels,
+        })
+    }
+
+    /// The model's name, from the manifest or, for a bare model, from the path.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The model's version, from the manifest or, for a bare model, from the path.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Where `model.onnx` lies.
+    pub fn model_path(&self) -> PathBuf {
+        self.dir.join(MODEL_FILE)
+    }
+
+    /// The class names by index, empty where there are none.
+    ///
+    /// # Errors
+    /// The file is gone or not UTF-8.
+    pub fn labels(&self) -> io::Result<Vec<String>> {
+        match &self.labels_file {
+            Some(file) => Ok(fs::read_to_string(self.dir.join(file))?
+                .lines()
+                .map(|line| line.trim().to_owned())
+                .collect()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// One golden file's raw bytes: little-endian, row-major.
+    ///
+    /// # Errors
+    /// The file is gone.
+    pub fn golden(&self, file: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.dir.join(file))
+    }
+
+    /// The archive's file name: `NAME-VERSION.tractd.tar.zst`.
+    pub fn archive_name(&self) -> String {
+        format!("{}-{}{ARCHIVE_SUFFIX}", self.name, self.version)
+    }
+}
+
+fn bare_identity(dir: &Path) -> Option<(String, u64)> {
+    // `models/digits/1` as given may be `.`, or a link like `current` to the real version.
+    let dir = fs::canonicalize(dir).ok()?;
+    let text = dir.file_name()?.to_str()?;
+    let version: u64 = text.parse().ok()?;
+    let name = dir.parent()?.file_name()?.to_str()?;
+    (version > 0 && version.to_string() == text && is_model_name(name)).then(|| (name.to_owned(), version))
+}
+
+fn check_model(dir: &Path, limits: &Limits) -> Result<(), OpenError> {
+    let path = dir.join(MODEL_FILE);
+    match read_limited(&path, limits.file_bytes) {
+        Ok(Some(model)) => Ok(onnx::check_self_contained(&model)?),
+        Ok(None) => Err(too_large(MODEL_FILE, limits.file_bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(OpenError::NoModel { dir: dir.to_owned() })
+        }
+        Err(source) => Err(OpenError::Io { path, source }),
+    }
+}
+
+fn check_golden(dir: &Path, manifest: &Manifest, golden: &GoldenSpec) -> Result<(), OpenError> {
+    let inputs = golden.inputs.iter().zip(manifest.inputs.iter().map(|input| &input.tensor));
+    let outputs = golden.outputs.iter().zip(manifest.outputs.iter().map(|output| &output.tensor));
+    for (file, spec) in inputs.chain(outputs) {
+        let expected = golden_len(spec, golden);
+        let path = dir.join(file);
+        let found = fs::metadata(&path).map_err(|source| OpenError::Io { path, source })?.len();
+        if found != expected {
+            return Err(OpenError::GoldenSize { file: file.clone(), expected, found });
+        }
+    }
+    Ok(())
+}
+
+fn golden_len(spec: &TensorSpec, golden: &GoldenSpec) -> u64 {
+    spec.resolved(&golden.shape)
+        .and_then(|shape| spec.byte_len(&shape))
+        .expect("Manifest::parse checked every golden vector's free dimensions and sizes")
+}
+
+fn digest<'a>(
+    dir: &Path,
+    files: impl Iterator<Item = &'a str>,
+    limits: &Limits,
+) -> Result<Digest, OpenError> {
+    let mut tar = tarball::Writer::new(io::sink());
+    let (mut count, mut total) = (0, 0u64);
+    for file in files {
+        let path = dir.join(file);
+        let size = append(&mut tar, &path, file, limits, &mut |_| ())?;
+        count += 1;
+        total = total.saturating_add(size);
+        if count > limits.files {
+            return Err(too_large("the number of files", limits.files as u64));
+        }
+        if total > limits.total_bytes {
+            return Err(too_large("the bundle", limits.total_bytes));
+        }
+    }
+    let (_, digest) = tar.finish().map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
+    Ok(digest)
+}
+
+/// Appends `path` as `name` and returns its size.
+pub(crate) fn append<W: io::Write>(
+    tar: &mut tarball::Writer<W>,
+    path: &Path,
+    name: &str,
+    limits: &Limits,
+    progress: &mut dyn FnMut(u64),
+) -> Result<u64, OpenError> {
+    let io_error = |source| OpenError::Io { path: path.to_owned(), source };
+    let mut file = open_regular(path).map_err(io_error)?;
+    let size = file.metadata().map_err(io_error)?.len();
+    if size > limits.file_bytes {
+        return Err(too_large(name, limits.file_bytes));
+    }
+    tar.file(name, size, &mut file, progress).map_err(io_error)?;
+    Ok(size)
+}
+
+fn too_large(what: &str, limit: u64) -> OpenError {
+    OpenError::TooLarge { what: what.to_owned(), limit }
+}
