@@ -55,7 +55,7 @@ class GoldenVectors(unittest.TestCase):
         self.check_request("request-media", tractd.encode_request("digits", [], True), body)
 
     def test_request_with_every_part_as_long_as_it_may_be(self):
-        shape = (0,) + (4294967295,) * 7
+        shape = (4294967295,) * 7 + (0,)
         dtypes = ["u8", "i8", "u16", "u32", "u64", "f16", "f64", "bool"]
         tensors = [("t" * 127, Tensor(b"", dtype, shape)) for dtype in dtypes]
         selector = "a" * 63 + "@" + "b" * 63
