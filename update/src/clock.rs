@@ -1,0 +1,61 @@
+//! Which time to believe. Many boards have no clock that survives a power cut.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// No daemon of this source ran before 2026-11-01T00:00:00Z. Raised with releases.
+const BUILD_EPOCH_S: u64 = 1_793_491_200;
+
+/// The time expiry is checked against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Now {
+    /// Unix seconds.
+    pub(crate) unix_s: u64,
+    /// The system clock is behind what is known: a freeze would go unnoticed until it is right.
+    pub(crate) untrusted: bool,
+}
+
+/// The latest of the system clock, the build and the saved floor.
+pub(crate) fn now(system: SystemTime, floor_s: u64) -> Now {
+    let system_s = system.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let known_s = BUILD_EPOCH_S.max(floor_s);
+    Now { unix_s: system_s.max(known_s), untrusted: system_s < known_s }
+}
+
+/// What to save after a verified timestamp that expires at `expires_s`: never later than signed metadata vouches
+/// for, so that one boot with a clock in the future cannot lock updates out.
+pub(crate) fn floor(floor_s: u64, now: Now, expires_s: u64) -> u64 {
+    floor_s.max(now.unix_s.min(expires_s))
+}
+
+/// Whether a floor moved enough to be worth a write: once a day, not at every poll.
+pub(crate) fn worth_saving(old_s: u64, new_s: u64) -> bool {
+    new_s >= old_s.saturating_add(Duration::from_hours(24).as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(unix_s: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(unix_s)
+    }
+
+    #[test]
+    fn the_latest_known_time_counts() {
+        let later = BUILD_EPOCH_S + 100;
+        assert_eq!(now(at(0), 0), Now { unix_s: BUILD_EPOCH_S, untrusted: true });
+        assert_eq!(now(at(0), later), Now { unix_s: later, untrusted: true });
+        assert_eq!(now(at(later + 5), later), Now { unix_s: later + 5, untrusted: false });
+        assert_eq!(now(UNIX_EPOCH - Duration::from_secs(9), 0), Now { unix_s: BUILD_EPOCH_S, untrusted: true });
+    }
+
+    #[test]
+    fn the_floor_stops_at_the_expiry_and_never_falls() {
+        let now = Now { unix_s: 500, untrusted: false };
+        assert_eq!(floor(100, now, 400), 400);
+        assert_eq!(floor(100, now, 900), 500);
+        assert_eq!(floor(700, now, 900), 700);
+        assert!(!worth_saving(100, 86_499));
+        assert!(worth_saving(100, 86_500));
+    }
+}

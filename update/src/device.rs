@@ -1,0 +1,217 @@
+//! Who this device is: `device.toml` and the pinned `root.json`, written once by provisioning.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::fs::{self, Disk, FileSystem};
+
+/// Longest node id, in bytes: it becomes one level of MQTT topics.
+pub const NODE_LEN_MAX: usize = 64;
+/// Longest group name, in bytes; the group is a file name in the registry.
+const GROUP_LEN_MAX: usize = 63;
+/// Bytes of a pinned root; matches the verifier's limit for a fetched one.
+const ROOT_LEN_MAX: u64 = 512_000;
+/// Bytes of `device.toml`.
+const DEVICE_LEN_MAX: u64 = 64 * 1024;
+/// Names this use of the machine id, as `systemd-id128 --app-specific` wants it. Never change it: every node id
+/// in the field follows from it.
+const APP_ID: [u8; 16] = *b"\x7b\x2f\x5d\x1c\x90\x4a\x4e\x0b\x8f\x63\x2d\xd6\x71\xae\x58\xc4";
+
+/// What provisioning puts on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provisioned {
+    /// The trust anchor: a TUF `root.json`, byte for byte.
+    pub root_json: Vec<u8>,
+    /// Where the registry lies: `https`, `http` or `file`.
+    pub registry: Url,
+    /// The device's name in topics and rollouts; see [`node_id`].
+    pub node: String,
+    /// Which rollout file is this device's. Decided here, never by the server.
+    pub group: String,
+}
+
+/// A provisioned device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Where the registry lies.
+    pub registry: Url,
+    /// The device's name in topics and rollouts.
+    pub node: String,
+    /// Which rollout file is this device's.
+    pub group: String,
+    /// The pinned root, byte for byte.
+    pub root_json: Vec<u8>,
+    /// The state folder it was opened from.
+    pub state_dir: PathBuf,
+}
+
+/// Why a device could not be provisioned or opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The file system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was read or written.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// `device.toml` does not parse.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        message: String,
+    },
+    /// A name holds something it must not.
+    #[error("{field} {value:?} must be 1 to {max} of a-z, A-Z, 0-9, '-', '_' and not start with '-'")]
+    Name {
+        /// `node` or `group`.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// Longest allowed, in bytes.
+        max: usize,
+    },
+    /// The registry's address cannot be used.
+    #[error("registry {0}: only https, http and file addresses work")]
+    Registry(Url),
+    /// The root is not signed by its own keys to its own threshold.
+    #[error("the root is not one a device can pin: {0}")]
+    Root(String),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceToml {
+    schema: u32,
+    node: String,
+    group: String,
+    registry: Url,
+}
+
+/// Makes the device trust `what.root_json` and take its models from `what.registry`.
+///
+/// # Errors
+/// A name, address or root that cannot work, or the file system; an earlier provisioning then still stands.
+pub fn provision(state_dir: &Path, what: &Provisioned) -> Result<(), DeviceError> {
+    check_name("node", &what.node, NODE_LEN_MAX)?;
+    check_name("group", &what.group, GROUP_LEN_MAX)?;
+    check_registry(&what.registry)?;
+    crate::verify::check_root(&what.root_json).map_err(DeviceError::Root)?;
+    let (root_path, toml_path) = paths(state_dir);
+    let file = DeviceToml {
+        schema: 1,
+        node: what.node.clone(),
+        group: what.group.clone(),
+        registry: what.registry.clone(),
+    };
+    let text = toml::to_string(&file).expect("a struct of strings and one number is TOML");
+    // The root first: device.toml is the commit point, it is never there without its root.
+    write(&root_path, &what.root_json)?;
+    write(&toml_path, text.as_bytes())
+}
+
+/// Forgets the provisioning. Installed models and verified metadata stay on disk.
+///
+/// # Errors
+/// What the file system says.
+pub fn reset(state_dir: &Path) -> Result<(), DeviceError> {
+    let (root_path, toml_path) = paths(state_dir);
+    for path in [toml_path, root_path] {
+        fs::remove(&Disk, &path).map_err(|source| DeviceError::Io { path, source })?;
+    }
+    Disk.sync_dir(state_dir).map_err(|source| DeviceError::Io { path: state_dir.to_path_buf(), source })
+}
+
+impl Device {
+    /// The device as provisioned; `None` when it never was.
+    ///
+    /// # Errors
+    /// Files that are there but cannot be used: never taken for "not provisioned".
+    pub fn open(state_dir: &Path) -> Result<Option<Self>, DeviceError> {
+        let (root_path, toml_path) = paths(state_dir);
+        let io = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| DeviceError::Io { path, source }
+        };
+        let Some(text) = fs::read(&Disk, &toml_path, DEVICE_LEN_MAX).map_err(io(&toml_path))? else {
+            return Ok(None);
+        };
+        let file: DeviceToml = std::str::from_utf8(&text)
+            .map_err(|e| e.to_string())
+            .and_then(|text| toml::from_str(text).map_err(|e| e.to_string()))
+            .map_err(|message| DeviceError::Parse { path: toml_path.clone(), message })?;
+        if file.schema != 1 {
+            let message = format!("schema {} is newer than this daemon", file.schema);
+            return Err(DeviceError::Parse { path: toml_path, message });
+        }
+        check_name("node", &file.node, NODE_LEN_MAX)?;
+        check_name("group", &file.group, GROUP_LEN_MAX)?;
+        check_registry(&file.registry)?;
+        let root_json = fs::read(&Disk, &root_path, ROOT_LEN_MAX)
+            .map_err(io(&root_path))?
+            .ok_or_else(|| io(&root_path)(io::ErrorKind::NotFound.into()))?;
+        let DeviceToml { node, group, registry, .. } = file;
+        Ok(Some(Self { registry, node, group, root_json, state_dir: state_dir.to_path_buf() }))
+    }
+}
+
+/// A stable id for this machine: 32 hex digits, an application-specific hash of `/etc/machine-id`.
+///
+/// The machine id itself must not leave the machine (machine-id(5)); this hash may, and tells nobody the id.
+///
+/// # Errors
+/// No machine id, as in many containers: give the device a name then.
+pub fn node_id() -> Result<String, DeviceError> {
+    let path = Path::new("/etc/machine-id");
+    let bytes = fs::read(&Disk, path, 64)
+        .and_then(|bytes| bytes.ok_or_else(|| io::ErrorKind::NotFound.into()))
+        .map_err(|source| DeviceError::Io { path: path.to_path_buf(), source })?;
+    let mut machine = [0u8; 16];
+    hex::decode_to_slice(bytes.trim_ascii(), &mut machine)
+        .map_err(|e| DeviceError::Parse { path: path.to_path_buf(), message: e.to_string() })?;
+    Ok(node_id_of(&machine))
+}
+
+/// The scheme of `sd_id128_get_machine_app_specific`: keyed by the machine id, over the application's id.
+fn node_id_of(machine: &[u8; 16]) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, machine);
+    let tag = hmac::sign(&key, &APP_ID);
+    let mut id = [0u8; 16];
+    id.copy_from_slice(&tag.as_ref()[..16]);
+    id[6] = id[6] & 0x0f | 0x40;
+    id[8] = id[8] & 0x3f | 0x80;
+    hex::encode(id)
+}
+
+fn paths(state_dir: &Path) -> (PathBuf, PathBuf) {
+    (state_dir.join("root.json"), state_dir.join("device.toml"))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), DeviceError> {
+    fs::write_atomic(&Disk, path, bytes)
+        .map_err(|source| DeviceError::Io { path: path.to_path_buf(), source })
+}
+
+fn check_name(field: &'static str, value: &str, max: usize) -> Result<(), DeviceError> {
+    let ok = !value.is_empty()
+        && value.len() <= max
+        && !value.starts_with('-')
+        && value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if ok { Ok(()) } else { Err(DeviceError::Name { field, value: value.to_owned(), max }) }
+}
+
+fn check_registry(registry: &Url) -> Result<(), DeviceError> {
+    match registry.scheme() {
+        "http" | "https" if registry.has_host() => Ok(()),
+        "file" if registry.to_file_path().is_ok() => Ok(()),
+        _ => Err(DeviceError::Registry(registry.clone())),
+    }
+}

@@ -1,0 +1,375 @@
+//! Models on disk: bundles by digest, and the one place that says which are active.
+//!
+//! ```text
+//! store/lock                       held by the daemon
+//! store/state.{a,b}.json           see `state`
+//! store/bundles/sha256-<hex>/      an unpacked bundle, complete whenever the folder has this name
+//! store/blobs/<hex>                a verified archive, named by its SHA-256
+//! store/staging/<hex>.part         a download under way; <hex>.dir  an unpacking under way
+//! ```
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tractd_bundle::{Bundle, Digest, Limits, OpenError};
+
+use crate::fs::{self, Disk, FileSystem};
+use crate::state::{Floors, Installed, Loaded, Model, Release, State};
+
+/// The crash-safe store of a device. One process at a time: opening takes a lock.
+#[derive(Debug)]
+pub struct Store {
+    fs: Arc<dyn FileSystem>,
+    dir: PathBuf,
+    state: State,
+    /// Digests whose folder did not hash to its name: to be fetched again.
+    damaged: BTreeSet<Digest>,
+    /// A save failed half-way: the disk may hold either state, so nothing may be collected.
+    in_doubt: bool,
+    _lock: Box<dyn Debug + Send>,
+}
+
+/// Why the store could not do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The file system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was read or written.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("{0} is in use by another process")]
+    Locked(PathBuf),
+    /// Both state files are unusable; what is active is unknown and no floor is left.
+    #[error("the store's state is damaged ({0}); provision the device again with an empty store")]
+    Damaged(String),
+    /// Nothing of that name is installed.
+    #[error("model {0:?} is not installed")]
+    NotInstalled(String),
+    /// The bundle on disk is not the one that was activated.
+    #[error("the files of {name} {version} changed on disk: expected {expected}, found {found}")]
+    Changed {
+        /// The model.
+        name: String,
+        /// Its version.
+        version: u64,
+        /// The digest that was activated.
+        expected: Digest,
+        /// The digest of what lies there.
+        found: Digest,
+    },
+    /// The bundle on disk cannot be opened.
+    #[error("the files of {name} {version} cannot be opened: {source}")]
+    Unreadable {
+        /// The model.
+        name: String,
+        /// Its version.
+        version: u64,
+        /// Why.
+        source: OpenError,
+    },
+}
+
+impl Store {
+    /// Opens, or creates, the store below `state_dir`.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`], [`StoreError::Damaged`], or what the file system says.
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        Self::open_on(Arc::new(Disk), state_dir)
+    }
+
+    /// The same on another file system.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(fs: Arc<dyn FileSystem>, state_dir: &Path) -> Result<Self, StoreError> {
+        let dir = state_dir.join("store");
+        for folder in [dir.clone(), dir.join("bundles"), dir.join("blobs"), dir.join("staging")] {
+            fs::create_dir_durable(&*fs, &folder).map_err(io_at(&folder))?;
+        }
+        let lock_path = dir.join("lock");
+        let lock = fs.lock(&lock_path).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => StoreError::Locked(dir.clone()),
+            _ => io_at(&lock_path)(e),
+        })?;
+        let state = match State::load(&*fs, &dir).map_err(io_at(&dir))? {
+            Loaded::Fresh => State::new(),
+            Loaded::Damaged(message) => return Err(StoreError::Damaged(message)),
+            Loaded::State { state, damaged } => {
+                if let Some(message) = damaged {
+                    log::warn!("one state file of the store is damaged, the other one counts: {message}");
+                }
+                *state
+            }
+        };
+        let store = Self { fs, dir, state, damaged: BTreeSet::new(), in_doubt: false, _lock: lock };
+        store.sweep_unpacking()?;
+        Ok(store)
+    }
+
+    /// Every active model, by name.
+    #[must_use]
+    pub fn active(&self) -> Vec<Installed> {
+        self.state.models.keys().filter_map(|name| self.installed(name)).collect()
+    }
+
+    /// The active version of one model.
+    #[must_use]
+    pub fn installed(&self, name: &str) -> Option<Installed> {
+        let model = self.state.models.get(name)?;
+        let active = model.active.as_ref()?;
+        Some(Installed {
+            name: name.to_owned(),
+            version: active.version,
+            digest: active.digest,
+            dir: self.bundle_dir(&active.digest),
+            team: model.team.clone(),
+            rollout: active.rollout.clone(),
+            previous: model.previous.clone(),
+        })
+    }
+
+    /// Opens the active bundle of `name` and hashes it: what comes back is what was activated.
+    ///
+    /// A bundle that fails here is fetched again by the next check.
+    ///
+    /// # Errors
+    /// [`StoreError::NotInstalled`], [`StoreError::Changed`], [`StoreError::Unreadable`].
+    pub fn bundle(&mut self, name: &str, limits: &Limits) -> Result<Bundle, StoreError> {
+        let installed = self.installed(name).ok_or_else(|| StoreError::NotInstalled(name.to_owned()))?;
+        let (name, version) = (installed.name, installed.version);
+        match Bundle::open(&installed.dir, limits) {
+            Ok(bundle) if bundle.digest == installed.digest => Ok(bundle),
+            Ok(bundle) => {
+                self.damaged.insert(installed.digest);
+                Err(StoreError::Changed { name, version, expected: installed.digest, found: bundle.digest })
+            }
+            Err(source) => {
+                self.damaged.insert(installed.digest);
+                Err(StoreError::Unreadable { name, version, source })
+            }
+        }
+    }
+
+    /// Makes `release` the active version of `name`; what was active becomes the previous one. The commit point:
+    /// after a power cut during this call the device has exactly the old or exactly the new version.
+    ///
+    /// The bundle's folder must lie in the store already.
+    ///
+    /// # Errors
+    /// What the file system says; in memory the old version is then still active.
+    pub fn activate(&mut self, name: &str, team: &str, release: Release) -> Result<Installed, StoreError> {
+        self.commit(|state| {
+            let model = model(state, name, team);
+            model.version_floor = model.version_floor.max(release.version);
+            team.clone_into(&mut model.team);
+            let old = model.active.replace(release.clone());
+            // Fetched again because its files were damaged: what lay before it is still the way back.
+            if old.as_ref().is_none_or(|old| old.digest != release.digest) {
+                model.previous = old;
+            }
+        })?;
+        self.damaged.remove(&release.digest);
+        Ok(self.installed(name).expect("it was activated above"))
+    }
+
+    /// Puts the previous version back, for good: the digest that was active is blocked for its rollout.
+    /// Without a previous version the model is gone, and `None` comes back.
+    ///
+    /// # Errors
+    /// [`StoreError::NotInstalled`], or what the file system says.
+    pub fn revert(&mut self, name: &str, reason: &str) -> Result<Option<Installed>, StoreError> {
+        let bad = self.installed(name).ok_or_else(|| StoreError::NotInstalled(name.to_owned()))?;
+        self.commit(|state| {
+            state.block(&bad.rollout, &bad.digest.to_hex(), reason);
+            if let Some(model) = state.models.get_mut(name) {
+                model.active = model.previous.take();
+            }
+        })?;
+        Ok(self.installed(name))
+    }
+
+    /// Bytes of bundles, blobs and downloads.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn used_bytes(&self) -> Result<u64, StoreError> {
+        ["bundles", "blobs", "staging"].iter().try_fold(0u64, |sum, folder| {
+            let path = self.dir.join(folder);
+            Ok(sum.saturating_add(tree_bytes(&*self.fs, &path).map_err(io_at(&path))?))
+        })
+    }
+
+    /// Bytes a writer may still use on the store's file system.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        self.fs.free_bytes(&self.dir).map_err(io_at(&self.dir))
+    }
+
+    /// Removes what is neither active nor previous, and every download but those of the archives in `wanted`
+    /// (64 hex digits each).
+    ///
+    /// # Errors
+    /// What the file system says; whatever was not removed is found next time.
+    pub fn collect(&mut self, wanted: &BTreeSet<String>) -> Result<(), StoreError> {
+        if self.in_doubt {
+            return Ok(());
+        }
+        let models = self.state.models.values();
+        let kept = models.flat_map(|model| model.active.iter().chain(&model.previous));
+        let kept: BTreeSet<PathBuf> = kept.map(|release| self.bundle_dir(&release.digest)).collect();
+        for folder in ["bundles", "blobs", "staging"] {
+            let folder = self.dir.join(folder);
+            let mut removed = false;
+            for path in self.fs.list(&folder).map_err(io_at(&folder))? {
+                let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+                if kept.contains(&path) || wanted.contains(stem) {
+                    continue;
+                }
+                fs::remove(&*self.fs, &path).map_err(io_at(&path))?;
+                removed = true;
+            }
+            if removed {
+                self.fs.sync_dir(&folder).map_err(io_at(&folder))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn fs(&self) -> &Arc<dyn FileSystem> {
+        &self.fs
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The active version and digest of a model whose files are, as far as known, sound.
+    pub(crate) fn sound(&self, name: &str) -> Result<Option<(u64, Digest)>, StoreError> {
+        let Some(installed) = self.installed(name) else { return Ok(None) };
+        let there = self.fs.meta(&installed.dir).map_err(io_at(&installed.dir))?.is_some();
+        let sound = there && !self.damaged.contains(&installed.digest);
+        Ok(sound.then_some((installed.version, installed.digest)))
+    }
+
+    pub(crate) fn is_damaged(&self, digest: &Digest) -> bool {
+        self.damaged.contains(digest)
+    }
+
+    pub(crate) fn bundle_dir(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("bundles").join(format!("sha256-{}", digest.to_hex()))
+    }
+
+    pub(crate) fn blob(&self, archive: &str) -> PathBuf {
+        self.dir.join("blobs").join(archive)
+    }
+
+    pub(crate) fn part(&self, archive: &str) -> PathBuf {
+        self.dir.join("staging").join(format!("{archive}.part"))
+    }
+
+    pub(crate) fn unpacking(&self, archive: &str) -> PathBuf {
+        self.dir.join("staging").join(format!("{archive}.dir"))
+    }
+
+    /// Gives a complete, synced folder its name in the store.
+    pub(crate) fn adopt(&self, unpacked: &Path, digest: &Digest) -> Result<PathBuf, StoreError> {
+        let dir = self.bundle_dir(digest);
+        fs::sync_tree(&*self.fs, unpacked).map_err(io_at(unpacked))?;
+        fs::remove(&*self.fs, &dir).map_err(io_at(&dir))?;
+        self.fs.rename(unpacked, &dir).map_err(io_at(&dir))?;
+        for folder in ["bundles", "staging"] {
+            let folder = self.dir.join(folder);
+            self.fs.sync_dir(&folder).map_err(io_at(&folder))?;
+        }
+        Ok(dir)
+    }
+
+    /// Counts a try, durably, before it: a try that takes the daemon down is counted too.
+    pub(crate) fn count_attempt(&mut self, rollout: &str, digest: &str) -> Result<u32, StoreError> {
+        let mut count = 0;
+        self.commit(|state| count = state.count_attempt(rollout, digest))?;
+        Ok(count)
+    }
+
+    pub(crate) fn block(&mut self, rollout: &str, digest: &str, reason: &str) -> Result<(), StoreError> {
+        self.commit(|state| state.block(rollout, digest, reason))
+    }
+
+    pub(crate) fn save_floors(&mut self, floors: Floors) -> Result<(), StoreError> {
+        if self.state.floors == floors {
+            return Ok(());
+        }
+        self.commit(|state| state.floors = floors)
+    }
+
+    /// Remembers the highest `min_version` a team signed for a model of its own.
+    pub(crate) fn raise_min_version(&mut self, name: &str, min_version: u64) -> Result<(), StoreError> {
+        let known = self.state.models.get(name);
+        if known.is_none_or(|model| model.min_version >= min_version) {
+            return Ok(());
+        }
+        self.commit(|state| {
+            if let Some(model) = state.models.get_mut(name) {
+                model.min_version = min_version;
+            }
+        })
+    }
+
+    fn commit(&mut self, change: impl FnOnce(&mut State)) -> Result<(), StoreError> {
+        let mut next = self.state.clone();
+        change(&mut next);
+        next.sequence = self.state.sequence + 1;
+        self.in_doubt = true;
+        next.save(&*self.fs, &self.dir).map_err(io_at(&self.dir))?;
+        self.in_doubt = false;
+        self.state = next;
+        Ok(())
+    }
+
+    fn sweep_unpacking(&self) -> Result<(), StoreError> {
+        let staging = self.dir.join("staging");
+        for path in self.fs.list(&staging).map_err(io_at(&staging))? {
+            if path.extension().is_some_and(|extension| extension == "dir") {
+                fs::remove(&*self.fs, &path).map_err(io_at(&path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn model<'a>(state: &'a mut State, name: &str, team: &str) -> &'a mut Model {
+    state.models.entry(name.to_owned()).or_insert_with(|| Model {
+        team: team.to_owned(),
+        active: None,
+        previous: None,
+        version_floor: 0,
+        min_version: 0,
+    })
+}
+
+fn tree_bytes(fs: &dyn FileSystem, dir: &Path) -> io::Result<u64> {
+    fs.list(dir)?.iter().try_fold(0u64, |sum, path| {
+        let bytes = match fs.meta(path)? {
+            Some(meta) if meta.is_dir => tree_bytes(fs, path)?,
+            Some(meta) => meta.len,
+            None => 0,
+        };
+        Ok(sum.saturating_add(bytes))
+    })
+}
+
+pub(crate) fn io_at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+    let path = path.to_path_buf();
+    move |source| StoreError::Io { path, source }
+}
