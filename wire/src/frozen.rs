@@ -7,6 +7,9 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
+#[cfg(test)]
+mod schema;
+
 use crate::{
     Answer, CLASSES_MAX, Class, Content, DETAIL_LEN_MAX, DType, DecodeError, EncodeError, HEAD_LEN_MAX,
     HEADER_LEN, Header, Invalid, Kind, LABEL_LEN_MAX, Priority, Query, Reply, Request, Selector, Shape,

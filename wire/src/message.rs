@@ -126,8 +126,12 @@ pub struct TensorDesc<'a> {
 }
 
 impl TensorDesc<'_> {
-    /// Bytes of the tensor in the body; none when no body could hold it.
+    /// Bytes of the tensor in the body; none when no body could hold it. A dimension of 0 makes it 0 bytes, however
+    /// large the others are.
     pub fn byte_len(&self) -> Option<u32> {
+        if self.shape.contains(&0) {
+            return Some(0);
+        }
         self.shape.iter().try_fold(self.dtype.size() as u32, |len, &dim| len.checked_mul(dim))
     }
 }
@@ -180,6 +184,5 @@ pub fn views<'t, 'n, 'b>(
 /// The longest start of `text` that has at most `len_max` bytes and ends with a whole character: for details and
 /// labels that come from elsewhere and must fit a message.
 pub fn truncate(text: &str, len_max: usize) -> &str {
-    let end = (0..=len_max).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
-    if text.len() <= len_max { text } else { text.get(..end).unwrap_or_default() }
+    text.get(..text.floor_char_boundary(len_max)).unwrap_or_default()
 }

@@ -1,0 +1,21 @@
+//! The frames of version 1, byte for byte, written from `docs/wire.md` by hand and not by this crate. They are
+//! frozen: a client in any language may be tested against these files.
+
+/// The bytes of a golden file: hexadecimal, `#` starts a comment.
+pub(crate) fn bytes(text: &str) -> Vec<u8> {
+    text.lines()
+        .flat_map(|line| line.split('#').next().unwrap_or_default().split_whitespace())
+        .map(|byte| u8::from_str_radix(byte, 16).expect("two hexadecimal digits"))
+        .collect()
+}
+
+pub(crate) const REQUEST_TENSORS: &str = include_str!("request-tensors.hex");
+pub(crate) const REQUEST_MEDIA: &str = include_str!("request-media.hex");
+pub(crate) const REQUEST_LIMITS: &str = include_str!("request-limits.hex");
+pub(crate) const REPLY_OK: &str = include_str!("reply-ok.hex");
+pub(crate) const REPLY_REFUSED: &str = include_str!("reply-refused.hex");
+pub(crate) const QUERY_MODELS: &str = include_str!("query-models.hex");
+pub(crate) const ANSWER_MODELS: &str = include_str!("answer-models.hex");
+
+pub(crate) const ALL: [&str; 7] =
+    [REQUEST_TENSORS, REQUEST_MEDIA, REQUEST_LIMITS, REPLY_OK, REPLY_REFUSED, QUERY_MODELS, ANSWER_MODELS];
