@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 
-REPO = pathlib.Path(__file__).resolve().parent.parent
+REPO = pathlib.Path(__file__).resolve().parents[2]
 BUILD = REPO / "build"
 MODELS = REPO / "models"
 REQUIREMENTS = REPO / "scripts" / "requirements-models.txt"

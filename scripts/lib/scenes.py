@@ -48,6 +48,7 @@ def hill(image, random, x, y, base, soft):
 def house(image, random, x, y, aspect, soft):
     left, top = random.uniform(0, aspect), random.uniform(0.4, 0.8)
     wide, tall = random.uniform(0.06, 0.2), random.uniform(0.08, 0.35)
+    image, x, y = part(image, x, y, left, top, left + wide, top + tall, soft)
     place(image, box(x, y, left, top, wide, tall, soft), random.uniform(0.2, 0.95, 3))
     columns, rows = random.randint(1, 5), random.randint(1, 6)
     colour = warm(random) if random.rand() < 0.5 else random.uniform(0, 0.3, 3)
@@ -60,10 +61,18 @@ def house(image, random, x, y, aspect, soft):
 def ball(image, random, x, y, aspect, soft):
     cx, cy, radius = random.uniform(0, aspect), random.uniform(0.5, 1), random.uniform(0.02, 0.15)
     colour = random.uniform(0.1, 1, 3).astype(np.float32)
+    image, x, y = part(image, x, y, cx - radius, cy - radius, cx + radius, cy + radius, soft)
     mask = disc(x, y, cx, cy, radius, soft)
     shade = 1.15 - np.hypot(x - cx + radius / 3, y - cy + radius / 3) / np.float32(1.6 * radius)
     lit = np.clip(shade, 0.1, 1.2)[:, :, None] * colour
     image += mask[:, :, None] * (lit - image)
+
+
+def part(image, x, y, left, top, right, bottom, soft):
+    """The view of the image that a shape with these bounds can touch: most are small."""
+    across = slice(*np.searchsorted(x[0], [left - 2 * soft, right + 2 * soft]))
+    down = slice(*np.searchsorted(y[:, 0], [top - 2 * soft, bottom + 2 * soft]))
+    return image[down, across], x[:, across], y[down]
 
 
 def place(image, mask, colour):
