@@ -1,1 +1,40 @@
 //! Int8 micro-kernels per CPU tier and the executor of compiled programs.
+//!
+//! A compiler describes a network as a [`ProgramSpec`]: u8 buffers in NHWC order and steps over them, weights in their plain
+//! ONNX order. [`Program::new`] checks every size, offset and scale once, plans the arena, packs the weights for one [`Tier`] and
+//! keeps nothing a run would have to check again. A `Program` is immutable and shared; each session owns an [`Arena`].
+//!
+//! # Numerics
+//! One definition for every tier, and the portable tier is the reference, bit for bit:
+//!
+//! - Convolution, depthwise, dense: `acc = bias + Σ (x − zx)·(w − zw)` in i32. `Program::new` refuses a layer that could overflow.
+//! - Requantisation: `q = clamp(round_ties_even(acc as f32 * multiplier) + zy, low, high)`; the product is one f32
+//!   multiplication, and what leaves i32 saturates.
+//! - Addition: `clamp(round_ties_even((a as f32 * ma + b as f32 * mb) + k), low, high)`,
+//!   `k = zy as f32 - za as f32 * ma - zb as f32 * mb`, each operation rounded to f32 on its own, never contracted.
+//! - Multiplication: `acc = (a − za)·(b − zb)`, then requantisation.
+//! - Averages: `acc = Σ (x − zx)`, then requantisation with `multiplier / count`.
+//! - Quantisation of f32: `clamp(round_ties_even(x / scale) + zero_point, 0, 255)`; NaN becomes 0.
+//!
+//! # What this crate deliberately does not do
+//! It reads no files, knows no ONNX and spawns no threads. It is the only crate with `unsafe` (the C ABI aside).
+
+mod arena;
+mod error;
+mod kernel;
+mod layout;
+mod lower;
+mod plan;
+mod portable;
+mod program;
+mod spec;
+mod step;
+mod tier;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use arena::Arena;
+pub use error::{ProgramError, RunError};
+pub use program::{Program, StepReport};
+pub use spec::*;
+pub use tier::{Tier, UnknownTier};

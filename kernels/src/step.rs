@@ -1,0 +1,212 @@
+//! Checked steps, before a tier packs them. Every view lies in the arena; every size agrees; every factor is finite.
+
+use crate::layout::View;
+use crate::{Clamp, Divisor, Layout, Window};
+
+/// How sums become u8.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Requant {
+    pub(crate) zero_point: u8,
+    pub(crate) clamp: Clamp,
+}
+
+impl Requant {
+    /// `clamp(round_ties_even(acc * multiplier) + zero_point)`. Clamping first gives the same, as the bounds are whole, and
+    /// keeps the conversion in range.
+    #[inline(always)]
+    pub(crate) fn apply(self, acc: i32, multiplier: f32) -> u8 {
+        self.apply_f32(acc as f32 * multiplier)
+    }
+
+    #[inline(always)]
+    pub(crate) fn apply_f32(self, value: f32) -> u8 {
+        let zero_point = f32::from(self.zero_point);
+        let (low, high) = (f32::from(self.clamp.low) - zero_point, f32::from(self.clamp.high) - zero_point);
+        (value.max(low).min(high).round_ties_even() as i32 + i32::from(self.zero_point)) as u8
+    }
+}
+
+/// The factors of an addition.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Sum {
+    pub(crate) a: f32,
+    pub(crate) b: f32,
+    pub(crate) k: f32,
+    pub(crate) clamp: Clamp,
+}
+
+impl Sum {
+    /// `k` folds the zero points of the operands `[a, b]` and of the result.
+    pub(crate) fn new(multipliers: [f32; 2], zero_points: [u8; 2], result: u8, clamp: Clamp) -> Sum {
+        let [a, b] = multipliers;
+        let [za, zb] = zero_points.map(f32::from);
+        Sum { a, b, k: f32::from(result) - za * a - zb * b, clamp }
+    }
+
+    #[inline(always)]
+    pub(crate) fn apply(&self, a: u8, b: u8) -> u8 {
+        let value = (f32::from(a) * self.a + f32::from(b) * self.b) + self.k;
+        value.max(f32::from(self.clamp.low)).min(f32::from(self.clamp.high)).round_ties_even() as u8
+    }
+}
+
+/// The addition fused into a convolution.
+#[derive(Clone, Debug)]
+pub(crate) struct Residual {
+    pub(crate) view: View,
+    pub(crate) sum: Sum,
+}
+
+/// Output pixel `(y, x)` reads, for each tap `t`, the `depth` bytes from `base + y * step[0] + x * step[1] + taps[t]`, in
+/// group `g` from `g * depth` on.
+#[derive(Clone, Debug)]
+pub(crate) struct Conv {
+    pub(crate) base: usize,
+    pub(crate) step: [usize; 2],
+    pub(crate) taps: Vec<usize>,
+    pub(crate) depth: usize,
+    pub(crate) groups: usize,
+    /// `[c_out][tap][depth]`, weight zero point taken off: −255..=255.
+    pub(crate) weights: Vec<i16>,
+    /// Per output channel, with `−zx·Σw` folded in.
+    pub(crate) bias: Vec<i32>,
+    /// Per output channel.
+    pub(crate) multipliers: Vec<f32>,
+    pub(crate) requant: Requant,
+    /// Whether some `acc * multiplier` may leave the range of i32, so that the conversion itself must saturate.
+    pub(crate) saturates: bool,
+    pub(crate) residual: Option<Residual>,
+    pub(crate) table: Option<Box<[u8; 256]>>,
+    pub(crate) output: View,
+}
+
+/// As [`Conv`], with one input channel per output channel.
+#[derive(Clone, Debug)]
+pub(crate) struct Depthwise {
+    pub(crate) base: usize,
+    pub(crate) step: [usize; 2],
+    /// Kernel height and width.
+    pub(crate) kernel: [usize; 2],
+    /// Bytes between taps, down and across.
+    pub(crate) tap_step: [usize; 2],
+    /// `[tap][channel]`, weight zero point taken off: −255..=255.
+    pub(crate) weights: Vec<i16>,
+    pub(crate) bias: Vec<i32>,
+    pub(crate) multipliers: Vec<f32>,
+    pub(crate) requant: Requant,
+    pub(crate) saturates: bool,
+    pub(crate) residual: Option<Residual>,
+    pub(crate) table: Option<Box<[u8; 256]>>,
+    pub(crate) output: View,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Quantize {
+    pub(crate) input: usize,
+    pub(crate) layout: Layout,
+    pub(crate) scale: f32,
+    pub(crate) output: View,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Dequantize {
+    pub(crate) input: View,
+    pub(crate) output: usize,
+    pub(crate) layout: Layout,
+    pub(crate) scale: f32,
+}
+
+/// `flip` is xored onto each byte: 0x80 turns i8 into u8 and back.
+#[derive(Clone, Debug)]
+pub(crate) struct Load {
+    pub(crate) input: usize,
+    pub(crate) layout: Layout,
+    pub(crate) flip: u8,
+    pub(crate) output: View,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) input: View,
+    pub(crate) output: usize,
+    pub(crate) layout: Layout,
+    pub(crate) flip: u8,
+}
+
+/// Every window touches the input.
+#[derive(Clone, Debug)]
+pub(crate) struct MaxPool {
+    pub(crate) input: View,
+    pub(crate) window: Window,
+    pub(crate) output: View,
+}
+
+/// Every window touches the input; a window has fewer than 2^16 elements.
+#[derive(Clone, Debug)]
+pub(crate) struct AveragePool {
+    pub(crate) input: View,
+    pub(crate) window: Window,
+    pub(crate) divisor: Divisor,
+    pub(crate) multiplier: f32,
+    pub(crate) requant: Requant,
+    pub(crate) output: View,
+}
+
+/// `b` is a pixel that repeats when it is smaller than the output.
+#[derive(Clone, Debug)]
+pub(crate) struct Add {
+    pub(crate) a: View,
+    pub(crate) b: View,
+    pub(crate) sum: Sum,
+    pub(crate) output: View,
+}
+
+/// `b` is a pixel that repeats when it is smaller than the output.
+#[derive(Clone, Debug)]
+pub(crate) struct Mul {
+    pub(crate) a: View,
+    pub(crate) b: View,
+    pub(crate) multiplier: f32,
+    pub(crate) requant: Requant,
+    pub(crate) output: View,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    pub(crate) input: View,
+    pub(crate) table: Box<[u8; 256]>,
+    pub(crate) output: View,
+}
+
+/// The views are the boxes copied: of one height, width and number of channels.
+#[derive(Clone, Debug)]
+pub(crate) struct Copy {
+    pub(crate) input: View,
+    pub(crate) table: Option<Box<[u8; 256]>>,
+    pub(crate) output: View,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Softmax {
+    pub(crate) input: View,
+    /// `exp(−d · scale)` by distance `d` from the greatest.
+    pub(crate) exp: Box<[f32; 256]>,
+    pub(crate) output: SoftmaxOutput,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum SoftmaxOutput {
+    Buffer { view: View, scale: f32, requant: Requant },
+    External(usize),
+}
+
+/// The part of a window that lies inside the input along one axis: first index, and how many taps are left.
+#[inline]
+pub(crate) fn inside(window: &Window, axis: usize, output: usize, extent: usize) -> (usize, usize) {
+    let (stride, dilation, pad) = (window.stride[axis], window.dilation[axis], window.pad[axis]);
+    let start = output * stride;
+    let skipped = pad.saturating_sub(start).div_ceil(dilation);
+    let first = start + skipped * dilation - pad;
+    let left = if first < extent { (extent - first).div_ceil(dilation) } else { 0 };
+    (first, left.min(window.kernel[axis].saturating_sub(skipped)))
+}

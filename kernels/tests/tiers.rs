@@ -1,0 +1,175 @@
+//! Each tier against the portable one, to the bit, and the portable one against the ONNX formulas.
+
+mod generate;
+mod naive;
+
+use generate::{Case, Rng};
+use tractd_kernels::{Program, Tier};
+
+/// Runs a case's program on a tier and returns its outputs.
+fn run(case: &Case, tier: Tier) -> Vec<Vec<u8>> {
+    let program = Program::new(&case.spec, tier).expect("the generator only makes valid programs");
+    let mut arena = program.session();
+    let inputs: Vec<&[u8]> = case.inputs.iter().map(Vec::as_slice).collect();
+    let mut outputs: Vec<Vec<u8>> =
+        program.outputs().iter().map(|external| vec![0xee; external.bytes()]).collect();
+    // Twice: a run must not depend on what the one before left in the arena.
+    for _ in 0..2 {
+        let mut slices: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+        program.run(&mut arena, &inputs, &mut slices).expect("inputs and outputs have the program's sizes");
+    }
+    outputs
+}
+
+/// Compares a tier with `expected` over `count` seeded cases; `TRACTD_SEED=n` replays one.
+fn check(
+    name: &str,
+    tier: Tier,
+    count: u64,
+    make: fn(&mut Rng) -> Case,
+    expected: impl Fn(&Case) -> Vec<Vec<u8>>,
+) {
+    if !tier.is_available() {
+        eprintln!("{tier} is not available here");
+        return;
+    }
+    let seeds = match std::env::var("TRACTD_SEED") {
+        Ok(seed) => {
+            let seed = seed.parse().expect("TRACTD_SEED is a number");
+            seed..seed + 1
+        }
+        Err(_) => 0..count,
+    };
+    for seed in seeds {
+        let case = make(&mut Rng::new(seed));
+        let (expected, found) = (expected(&case), run(&case, tier));
+        for (output, (expected, found)) in expected.iter().zip(&found).enumerate() {
+            let Some(at) = expected.iter().zip(found).position(|(a, b)| a != b) else { continue };
+            panic!(
+                "{name} on {tier}: output {output} differs at byte {at}: expected {}, found {}\n{}\n\
+                 replay: TRACTD_SEED={seed} cargo test -p tractd-kernels --test tiers {name}",
+                expected[at], found[at], case.describe
+            );
+        }
+    }
+}
+
+macro_rules! stamp {
+    ($($tier:ident $module:ident;)*) => { $(
+        mod $module {
+            use super::*;
+            const TIER: Tier = Tier::$tier;
+
+            fn check(name: &str, count: u64, make: fn(&mut Rng) -> Case) {
+                super::check(name, TIER, count, make, |case| run(case, Tier::Portable));
+            }
+
+            #[test] fn conv() { check("conv", 400, generate::conv); }
+            #[test] fn dense() { check("dense", 150, generate::dense); }
+            #[test] fn wide_conv() { check("wide_conv", 60, generate::wide_conv); }
+            #[test] fn stem() { check("stem", 150, generate::stem); }
+            #[test] fn depthwise() { check("depthwise", 400, generate::depthwise); }
+            #[test] fn grouped() { check("grouped", 150, generate::grouped); }
+            #[test] fn extreme() { check("extreme", 100, generate::extreme); }
+            #[test] fn max_pool() { check("max_pool", 150, generate::max_pool); }
+            #[test] fn average_pool() { check("average_pool", 200, generate::average_pool); }
+            #[test] fn add() { check("add", 200, generate::add); }
+            #[test] fn mul() { check("mul", 200, generate::mul); }
+            #[test] fn table() { check("table", 100, generate::table); }
+            #[test] fn copy() { check("copy", 150, generate::copy); }
+            #[test] fn softmax() { check("softmax", 60, generate::softmax); }
+            #[test] fn quantize() { check("quantize", 200, generate::quantize); }
+            #[test] fn load() { check("load", 150, generate::load); }
+            #[test] fn chain() { check("chain", 100, generate::chain); }
+        }
+    )* };
+}
+
+stamp! {
+    Avx512Vnni avx512_vnni;
+    AvxVnni avx_vnni;
+    Avx2 avx2;
+    Sse41 sse41;
+    NeonI8mm neon_i8mm;
+    NeonDot neon_dot;
+    Neon neon;
+    ArmV7Neon armv7_neon;
+}
+
+mod portable {
+    use super::*;
+
+    fn check(name: &str, count: u64, make: fn(&mut Rng) -> Case) {
+        super::check(name, Tier::Portable, count, make, naive::run);
+    }
+
+    #[test]
+    fn conv() {
+        check("conv", 400, generate::conv);
+    }
+
+    #[test]
+    fn dense() {
+        check("dense", 100, generate::dense);
+    }
+
+    #[test]
+    fn stem() {
+        check("stem", 100, generate::stem);
+    }
+
+    #[test]
+    fn depthwise() {
+        check("depthwise", 300, generate::depthwise);
+    }
+
+    #[test]
+    fn grouped() {
+        check("grouped", 100, generate::grouped);
+    }
+
+    #[test]
+    fn extreme() {
+        check("extreme", 50, generate::extreme);
+    }
+
+    #[test]
+    fn max_pool() {
+        check("max_pool", 100, generate::max_pool);
+    }
+
+    #[test]
+    fn average_pool() {
+        check("average_pool", 100, generate::average_pool);
+    }
+
+    #[test]
+    fn add() {
+        check("add", 100, generate::add);
+    }
+
+    #[test]
+    fn mul() {
+        check("mul", 100, generate::mul);
+    }
+
+    #[test]
+    fn table() {
+        check("table", 50, generate::table);
+    }
+
+    #[test]
+    fn softmax() {
+        check("softmax", 50, generate::softmax);
+    }
+
+    #[test]
+    fn quantize() {
+        check("quantize", 50, generate::quantize);
+    }
+
+    #[test]
+    fn load() {
+        check("load", 50, generate::load);
+    }
+}
