@@ -10,7 +10,7 @@ use crate::files::check_path;
 use crate::limits::TAR_NAME_LEN;
 
 /// Characters of an input's or output's name: what one frame on the wire holds.
-const TENSOR_NAME_LEN_MAX: usize = 63;
+const TENSOR_NAME_LEN_MAX: usize = 127;
 /// Characters of a free dimension's name.
 const DIM_NAME_LEN_MAX: usize = 32;
 /// Bytes of one tensor; far above what a frame carries, far below what overflows an allocation size.
