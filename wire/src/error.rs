@@ -197,6 +197,16 @@ pub enum Invalid {
         /// The limit.
         max: usize,
     },
+    /// A list beyond its limit, from a writer that fills our vectors from lists of its own.
+    #[error("{len} {field}; at most {max} are allowed")]
+    TooMany {
+        /// What there is too much of.
+        field: &'static str,
+        /// How many.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
     /// A reserved field that is not zero.
     #[error("{field} is reserved and must be 0")]
     Reserved {

@@ -1,4 +1,5 @@
 //! The wire against its golden vectors, against itself, and against anything at all.
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as its tests do")]
 
 #[path = "../golden/mod.rs"]
 mod golden;
