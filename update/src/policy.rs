@@ -27,6 +27,8 @@ pub struct Facts<'a> {
     pub free_bytes: u64,
     /// What the store may still grow by its quota, in bytes.
     pub quota_bytes: u64,
+    /// Largest archive this device fetches, in bytes.
+    pub archive_bytes_max: u64,
 }
 
 /// What the device knows of the model already.
@@ -143,6 +145,14 @@ pub enum Reason {
         /// `free space` or `quota`.
         which: &'static str,
     },
+    /// Larger than this device fetches.
+    #[error("its archive has {archive_bytes} bytes, {limit_bytes} are allowed")]
+    Archive {
+        /// As signed.
+        archive_bytes: u64,
+        /// The device's.
+        limit_bytes: u64,
+    },
     /// Refused before.
     #[error("blocked for this rollout: {0}")]
     Blocked(String),
@@ -190,7 +200,8 @@ pub fn bucket(node: &str, rollout: &str) -> u16 {
     u16::try_from(rest).expect("a rest below 10000 fits")
 }
 
-fn turn(entry: &Entry, node: &str) -> Result<(), Reason> {
+/// Whether it is this device's turn; all that can be said before the team's word is fetched.
+pub(crate) fn turn(entry: &Entry, node: &str) -> Result<(), Reason> {
     match entry.state {
         EntryState::Active => {}
         EntryState::Paused => return Err(Reason::Paused),
@@ -262,6 +273,10 @@ fn fits(custom: &Custom, facts: &Facts<'_>) -> Result<(), Reason> {
 fn disk(custom: &Custom, archive_bytes: u64, facts: &Facts<'_>) -> Result<(), Reason> {
     let unpacked = custom.unpacked_bytes.unwrap_or(archive_bytes.saturating_mul(UNPACKED_FACTOR));
     let needed_bytes = archive_bytes.saturating_add(unpacked);
+    let limit_bytes = facts.archive_bytes_max;
+    if archive_bytes > limit_bytes {
+        return Err(Reason::Archive { archive_bytes, limit_bytes });
+    }
     for (available_bytes, which) in [(facts.free_bytes, "free space"), (facts.quota_bytes, "quota")] {
         if needed_bytes > available_bytes {
             return Err(Reason::Disk { needed_bytes, available_bytes, which });
@@ -301,6 +316,7 @@ mod tests {
             memory_bytes: Some(64 << 20),
             free_bytes: 1 << 20,
             quota_bytes: 1 << 20,
+            archive_bytes_max: 1 << 20,
         }
     }
 
@@ -416,6 +432,10 @@ mod tests {
         refuse(
             |_, c, _, _| c.peak_ram_bytes = Some((64 << 20) + 1),
             Reason::Memory { needed_bytes: (64 << 20) + 1, limit_bytes: 64 << 20 },
+        );
+        refuse(
+            |_, _, _, f| f.archive_bytes_max = 39_999,
+            Reason::Archive { archive_bytes: 40_000, limit_bytes: 39_999 },
         );
         let needed_bytes = 40_000 + 81_920;
         refuse(

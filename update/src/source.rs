@@ -1,14 +1,348 @@
-//! x
-use std::time::Duration;
-/// Patience.
-#[derive(Debug, Clone, Default)]
-pub struct Timing { /// x
- pub connect: Duration }
-/// Why.
+//! Where a registry lies: static files over HTTP(S), or a folder such as a memory stick. Everything it gives is
+//! untrusted; what this module owes the rest is an end: of bytes and of time.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ureq::http::{HeaderMap, Response, header};
+use ureq::{Agent, Body};
+use url::Url;
+
+use crate::fs::{Disk, FileSystem};
+
+/// Redirects followed. More is a loop.
+const REDIRECTS_MAX: u32 = 3;
+
+/// Patience with a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timing {
+    /// Until a connection stands, name and TLS included.
+    pub connect: Duration,
+    /// Until the next bytes arrive.
+    pub idle: Duration,
+    /// For one metadata file in all.
+    pub metadata: Duration,
+    /// A download's speed is judged over this long.
+    pub window: Duration,
+    /// Slowest download waited for, in bytes a second. One byte a second would otherwise hold an update forever.
+    pub speed_min_bytes_s: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            idle: Duration::from_secs(30),
+            metadata: Duration::from_secs(60),
+            window: Duration::from_secs(20),
+            speed_min_bytes_s: 1024,
+        }
+    }
+}
+
+/// Why bytes did not come. All of it may pass.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// x
-    #[error("{0}")]
-    Other(String),
+    /// Only `https`, `http` and `file`.
+    #[error("registry {0}: only https, http and file addresses work")]
+    Scheme(Url),
+    /// A name that cannot be a file of a registry.
+    #[error("{0:?} is no name of a registry's file")]
+    Name(String),
+    /// It should be there and is not.
+    #[error("{0} is not there")]
+    Missing(String),
+    /// The server refuses.
+    #[error("{what}: the server answered {code}")]
+    Status {
+        /// The file.
+        what: String,
+        /// HTTP status.
+        code: u16,
+    },
+    /// A web page where a registry's file should be.
+    #[error("{0}: a web page came instead; is there a captive portal or login in between?")]
+    WebPage(String),
+    /// More than is allowed or signed.
+    #[error("{what}: more than {limit_bytes} bytes")]
+    TooLong {
+        /// The file.
+        what: String,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// Fewer than signed; the next try goes on from here.
+    #[error("{what}: ended after {bytes} of {total} bytes")]
+    TooShort {
+        /// The file.
+        what: String,
+        /// Bytes here.
+        bytes: u64,
+        /// Bytes signed.
+        total: u64,
+    },
+    /// The server announces another length than is signed.
+    #[error("{what}: the server announces {announced} bytes where {expected} are signed")]
+    Length {
+        /// The file.
+        what: String,
+        /// By the server.
+        announced: u64,
+        /// By the team.
+        expected: u64,
+    },
+    /// The bytes are not the signed ones. Nothing of them was kept.
+    #[error("{0}: the bytes are not the signed ones")]
+    Hash(String),
+    /// No bytes for too long, or too few.
+    #[error("{what}: too slow ({message})")]
+    TooSlow {
+        /// The file.
+        what: String,
+        /// Which patience ended.
+        message: String,
+    },
+    /// Everything else between here and there.
+    #[error("{what}: {message}")]
+    Transport {
+        /// The file.
+        what: String,
+        /// What was said.
+        message: String,
+    },
+}
+
+/// A registry to read from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    place: Place,
+    timing: Timing,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Dir(PathBuf),
+    Http { base: String, agent: Agent },
+}
+
+/// Bytes of a target on their way.
+pub(crate) struct Stream {
+    /// Where in the file they begin: 0 when the server would not resume.
+    pub(crate) offset: u64,
+    pub(crate) bytes: Box<dyn Read>,
+}
+
+impl Source {
+    /// A registry at `url`; nothing is asked yet.
+    ///
+    /// # Errors
+    /// [`FetchError::Scheme`].
+    pub fn new(url: &Url, timing: &Timing) -> Result<Self, FetchError> {
+        let place = match url.scheme() {
+            "file" => Place::Dir(url.to_file_path().map_err(|()| FetchError::Scheme(url.clone()))?),
+            "http" | "https" => {
+                let base = url.as_str().trim_end_matches('/').to_owned();
+                Place::Http { base, agent: agent(url.scheme() == "https", timing) }
+            }
+            _ => return Err(FetchError::Scheme(url.clone())),
+        };
+        Ok(Self { place, timing: timing.clone() })
+    }
+
+    /// A metadata file of at most `limit_bytes`; `None` when the registry has none of that name.
+    ///
+    /// # Errors
+    /// See [`FetchError`].
+    pub fn metadata(&self, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, FetchError> {
+        check_name(name)?;
+        let path = format!("metadata/{name}");
+        let bytes = match &self.place {
+            Place::Dir(_) => match self.open_file(&path, 0)? {
+                None => return Ok(None),
+                Some(file) => read_limited(file, &path, limit_bytes)?,
+            },
+            Place::Http { base, agent } => {
+                let total = Some(self.timing.metadata);
+                let request = agent.get(format!("{base}/{path}")).config().timeout_global(total).build();
+                let response = request.call().map_err(|e| transport(&path, &e))?;
+                match response.status().as_u16() {
+                    200 => {}
+                    // Object stores say 403 for what is not there.
+                    403 | 404 => return Ok(None),
+                    code => return Err(FetchError::Status { what: path, code }),
+                }
+                if is_html(response.headers()) {
+                    return Err(FetchError::WebPage(path));
+                }
+                read_limited(body(response), &path, limit_bytes)?
+            }
+        };
+        match bytes.trim_ascii_start().first() {
+            Some(b'<') => Err(FetchError::WebPage(path)),
+            _ => Ok(Some(bytes)),
+        }
+    }
+
+    /// The whole of a target of at most `limit_bytes`.
+    pub(crate) fn small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
+        let stream = self.target(path, 0, limit_bytes)?;
+        read_limited(stream.bytes, path, limit_bytes)
+    }
+
+    /// A target's bytes from `offset` on, of `total` signed ones. `path` is where the file lies, its hash in the
+    /// name. More than asked for may come: the reader counts.
+    pub(crate) fn target(&self, path: &str, offset: u64, total: u64) -> Result<Stream, FetchError> {
+        path.split('/').try_for_each(check_name)?;
+        let path = format!("targets/{path}");
+        match &self.place {
+            Place::Dir(_) => {
+                let file = self.open_file(&path, offset)?.ok_or_else(|| FetchError::Missing(path))?;
+                Ok(Stream { offset, bytes: file })
+            }
+            Place::Http { base, agent } => {
+                let mut request = agent.get(format!("{base}/{path}"));
+                if offset > 0 {
+                    request = request.header(header::RANGE, format!("bytes={offset}-"));
+                }
+                let response = request.call().map_err(|e| transport(&path, &e))?;
+                self.stream(path, response, offset, total)
+            }
+        }
+    }
+
+    fn stream(
+        &self,
+        what: String,
+        response: Response<Body>,
+        asked: u64,
+        total: u64,
+    ) -> Result<Stream, FetchError> {
+        let offset = match response.status().as_u16() {
+            200 => 0,
+            206 if asked > 0 && range_begins(response.headers(), asked, total) => asked,
+            403 | 404 => return Err(FetchError::Missing(what)),
+            code => return Err(FetchError::Status { what, code }),
+        };
+        if is_html(response.headers()) {
+            return Err(FetchError::WebPage(what));
+        }
+        let expected = total - offset;
+        if let Some(announced) = response.body().content_length().filter(|length| *length != expected) {
+            return Err(FetchError::Length { what, announced, expected });
+        }
+        Ok(Stream { offset, bytes: Box::new(Steady::new(body(response), &self.timing)) })
+    }
+
+    fn open_file(&self, path: &str, offset: u64) -> Result<Option<Box<dyn Read>>, FetchError> {
+        let Place::Dir(dir) = &self.place else { unreachable!("only called for a folder") };
+        let failed = |e: io::Error| FetchError::Transport { what: path.to_owned(), message: e.to_string() };
+        let mut file = match Disk.open(&dir.join(path)) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        io::copy(&mut file.by_ref().take(offset), &mut io::sink()).map_err(failed)?;
+        Ok(Some(file))
+    }
+}
+
+fn agent(https: bool, timing: &Timing) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .https_only(https)
+        .max_redirects(REDIRECTS_MAX)
+        .timeout_resolve(Some(timing.connect))
+        .timeout_connect(Some(timing.connect))
+        .timeout_recv_response(Some(timing.idle))
+        .timeout_per_read(Some(timing.idle))
+        .timeout_per_write(Some(timing.idle))
+        .accept_encoding("identity")
+        .user_agent(concat!("tractd/", env!("CARGO_PKG_VERSION")));
+    config.build().into()
+}
+
+/// The body; limits are kept by who reads it.
+fn body(response: Response<Body>) -> impl Read + 'static {
+    response.into_body().into_with_config().limit(u64::MAX).reader()
+}
+
+fn read_limited(bytes: impl Read, what: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
+    let mut read = Vec::new();
+    bytes.take(limit_bytes.saturating_add(1)).read_to_end(&mut read).map_err(|e| read_error(what, &e))?;
+    if read.len() as u64 > limit_bytes {
+        return Err(FetchError::TooLong { what: what.to_owned(), limit_bytes });
+    }
+    Ok(read)
+}
+
+/// One file name; of a path, one segment.
+fn check_name(name: &str) -> Result<(), FetchError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'~' | b'%');
+    if !name.is_empty() && name != "." && name != ".." && name.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err(FetchError::Name(name.to_owned()))
+    }
+}
+
+fn is_html(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html"))
+}
+
+/// `Content-Range: bytes <asked>-<total - 1>/<total>`; anything else is another file or another range.
+fn range_begins(headers: &HeaderMap, asked: u64, total: u64) -> bool {
+    let expected = format!("bytes {asked}-{}/{total}", total.saturating_sub(1));
+    headers.get(header::CONTENT_RANGE).is_some_and(|value| value.as_bytes() == expected.as_bytes())
+}
+
+fn transport(what: &str, error: &ureq::Error) -> FetchError {
+    match error {
+        ureq::Error::Timeout(_) => {
+            FetchError::TooSlow { what: what.to_owned(), message: error.to_string() }
+        }
+        ureq::Error::Io(e) => read_error(what, e),
+        _ => FetchError::Transport { what: what.to_owned(), message: error.to_string() },
+    }
+}
+
+pub(crate) fn read_error(what: &str, error: &io::Error) -> FetchError {
+    let timeout = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
+    let slow = matches!(timeout, Some(ureq::Error::Timeout(_)))
+        || matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock);
+    let (what, message) = (what.to_owned(), error.to_string());
+    if slow { FetchError::TooSlow { what, message } } else { FetchError::Transport { what, message } }
+}
+
+/// Ends a stream that trickles: every window must bring its share.
+struct Steady<R> {
+    inner: R,
+    window: Duration,
+    bytes_min: u64,
+    since: Instant,
+    bytes: u64,
+}
+
+impl<R> Steady<R> {
+    fn new(inner: R, timing: &Timing) -> Self {
+        let bytes_min = timing.speed_min_bytes_s as f64 * timing.window.as_secs_f64();
+        Self { inner, window: timing.window, bytes_min: bytes_min as u64, since: Instant::now(), bytes: 0 }
+    }
+}
+
+impl<R: Read> Read for Steady<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.bytes += read as u64;
+        if read > 0 && self.since.elapsed() >= self.window {
+            if self.bytes < self.bytes_min {
+                let message = format!("{} bytes in {:.1} s", self.bytes, self.since.elapsed().as_secs_f64());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
+            self.since = Instant::now();
+            self.bytes = 0;
+        }
+        Ok(read)
+    }
 }

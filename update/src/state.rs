@@ -88,6 +88,8 @@ pub(crate) struct Attempts {
 /// not lower them. Those of a role fall with its keys, which only the root can change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Floors {
+    /// SHA-256 of the pinned root the versions belong to, in hex.
+    pub(crate) anchor: String,
     pub(crate) root: u64,
     pub(crate) timestamp: RoleFloor,
     pub(crate) snapshot: RoleFloor,
@@ -233,6 +235,7 @@ mod tests {
         state.block("lab-digits-4", &"04".repeat(32), "golden vector 0 is off by 0.5");
         state.count_attempt("lab-digits-4", &"04".repeat(32));
         state.floors = Floors {
+            anchor: "ab".repeat(32),
             root: 1,
             timestamp: RoleFloor { version: 9, keys: "k1".into() },
             snapshot: RoleFloor { version: 8, keys: "k2".into() },

@@ -162,14 +162,22 @@ impl Store {
     /// Makes `release` the active version of `name`; what was active becomes the previous one. The commit point:
     /// after a power cut during this call the device has exactly the old or exactly the new version.
     ///
-    /// The bundle's folder must lie in the store already.
+    /// The bundle's folder must lie in the store already. `min_version` is the lowest version its team allows from
+    /// now on.
     ///
     /// # Errors
     /// What the file system says; in memory the old version is then still active.
-    pub fn activate(&mut self, name: &str, team: &str, release: Release) -> Result<Installed, StoreError> {
+    pub fn activate(
+        &mut self,
+        name: &str,
+        team: &str,
+        release: Release,
+        min_version: u64,
+    ) -> Result<Installed, StoreError> {
         self.commit(|state| {
             let model = model(state, name, team);
             model.version_floor = model.version_floor.max(release.version);
+            model.min_version = model.min_version.max(min_version);
             team.clone_into(&mut model.team);
             let old = model.active.replace(release.clone());
             // Fetched again because its files were damaged: what lay before it is still the way back.
@@ -262,10 +270,6 @@ impl Store {
         Ok(sound.then_some((installed.version, installed.digest)))
     }
 
-    pub(crate) fn is_damaged(&self, digest: &Digest) -> bool {
-        self.damaged.contains(digest)
-    }
-
     pub(crate) fn bundle_dir(&self, digest: &Digest) -> PathBuf {
         self.dir.join("bundles").join(format!("sha256-{}", digest.to_hex()))
     }
@@ -311,19 +315,6 @@ impl Store {
             return Ok(());
         }
         self.commit(|state| state.floors = floors)
-    }
-
-    /// Remembers the highest `min_version` a team signed for a model of its own.
-    pub(crate) fn raise_min_version(&mut self, name: &str, min_version: u64) -> Result<(), StoreError> {
-        let known = self.state.models.get(name);
-        if known.is_none_or(|model| model.min_version >= min_version) {
-            return Ok(());
-        }
-        self.commit(|state| {
-            if let Some(model) = state.models.get_mut(name) {
-                model.min_version = min_version;
-            }
-        })
     }
 
     fn commit(&mut self, change: impl FnOnce(&mut State)) -> Result<(), StoreError> {

@@ -1,16 +1,21 @@
 //! Drives a check: verify, decide, download, unpack, prove, commit.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use tractd_bundle::{Bundle, Digest, Limits};
+use tractd_bundle::{Bundle, Digest, Limits, UnpackError, unpack};
 
+use crate::clock;
 use crate::device::Device;
-use crate::rollout::DocumentError;
-use crate::source::{FetchError, Timing};
-use crate::state::Installed;
-use crate::store::{Store, StoreError};
-use crate::verify::VerifyError;
+use crate::download::{DownloadError, download};
+use crate::fs;
+use crate::policy::{self, Decision, Facts, Known};
+use crate::rollout::{Custom, DocumentError, Entry, Rollout, Target};
+use crate::source::{FetchError, Source, Timing};
+use crate::state::{Installed, Release};
+use crate::store::{Store, StoreError, io_at};
+use crate::verify::{Anchor, Session, SessionError, VerifyError, Vouched};
 
 /// What a device may spend on updates.
 #[derive(Debug, Clone)]
@@ -215,6 +220,24 @@ impl Updater {
     }
 }
 
+/// What one entry came to.
+enum Step {
+    Current,
+    Activated(Installed),
+    Waiting(String),
+    Refused(String),
+    /// With the archive whose download may go on next time.
+    Failed(String, Option<String>),
+}
+
+/// What a check is made of, lent to every entry.
+struct Check<'a> {
+    session: Session,
+    source: &'a Source,
+    prove: &'a mut dyn FnMut(&Bundle) -> Result<(), String>,
+    tell: &'a mut dyn FnMut(Event),
+}
+
 impl Updater {
     /// Asks the registry once and installs what is for this device.
     ///
@@ -225,11 +248,234 @@ impl Updater {
     /// See [`CheckError`]; trouble with one model does not stop the others and is in the [`Outcome`].
     pub fn check(
         &mut self,
-        _now: SystemTime,
-        _prove: &mut dyn FnMut(&Bundle) -> Result<(), String>,
+        now: SystemTime,
+        prove: &mut dyn FnMut(&Bundle) -> Result<(), String>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Outcome, CheckError> {
         tell(Event::Checking);
-        Ok(Outcome::default())
+        let source = Source::new(&self.device.registry, &self.config.timing)?;
+        let floors = self.store.state().floors.clone();
+        let anchor = Anchor {
+            root_json: &self.device.root_json,
+            cache: self.device.state_dir.join("tuf"),
+            fs: self.store.fs().clone(),
+            floors: &floors,
+            now: clock::now(now, floors.time_s),
+        };
+        let mut session = Session::refresh(&anchor, source.clone())?;
+        self.store.save_floors(session.floors().clone())?;
+
+        let mut outcome = Outcome {
+            clock_untrusted: session.now().untrusted,
+            metadata_expires_s: session.expires_s(),
+            ..Outcome::default()
+        };
+        let path = format!("rollout/{}.json", self.device.group);
+        let Some(bytes) = session.small_target(&path)? else {
+            outcome.no_rollout = true;
+            return Ok(outcome);
+        };
+        let rollout = Rollout::parse(&bytes, &self.device.group).map_err(CheckError::Rollout)?;
+        let mut check = Check { session, source: &source, prove, tell };
+        let mut wanted = BTreeSet::new();
+        for entry in &rollout.entries {
+            let step = self.entry(entry, &mut check)?;
+            report(entry, step, check.tell, &mut outcome, &mut wanted);
+        }
+        self.store.collect(&wanted)?;
+        Ok(outcome)
+    }
+
+    /// Takes an active version back: what was there before is active again, and the digest is blocked for its
+    /// rollout. For a version that shows itself bad after its self-test.
+    ///
+    /// # Errors
+    /// As [`Store::revert`].
+    pub fn revert(
+        &mut self,
+        model: &str,
+        reason: &str,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Option<Installed>, StoreError> {
+        let bad = self.store.installed(model).ok_or_else(|| StoreError::NotInstalled(model.to_owned()))?;
+        let back = self.store.revert(model, reason)?;
+        tell(Event::RolledBack {
+            model: bad.name,
+            version: bad.version,
+            to: back.as_ref().map(|installed| installed.version),
+            reason: reason.to_owned(),
+        });
+        Ok(back)
+    }
+
+    /// Only the store's own trouble is an error here: everything else is about this one entry.
+    fn entry(&mut self, entry: &Entry, check: &mut Check<'_>) -> Result<Step, StoreError> {
+        let active = self.store.sound(&entry.model)?;
+        if active.is_some_and(|(version, digest)| (version, digest.to_hex()) == (entry.version, entry.digest.clone()))
+        {
+            return Ok(Step::Current);
+        }
+        if let Err(reason) = policy::turn(entry, &self.device.node) {
+            return Ok(Step::Waiting(reason.to_string()));
+        }
+        let vouched = match check.session.vouched(&entry.target) {
+            Ok(Some(vouched)) => vouched,
+            Ok(None) => return Ok(Step::Refused(format!("no team signed {}", entry.target))),
+            Err(SessionError::Verify(e)) => return Ok(Step::Failed(e.to_string(), None)),
+            Err(SessionError::Fetch(e)) => return Ok(Step::Failed(e.to_string(), None)),
+        };
+        let custom = match vouched.custom.as_ref().map(Custom::parse) {
+            Some(Ok(custom)) => custom,
+            Some(Err(e)) => return Ok(Step::Refused(format!("what its team signed {e}"))),
+            None => return Ok(Step::Refused("its team signed no description of it".into())),
+        };
+        match self.decide(entry, &custom, &vouched)? {
+            Decision::Current => Ok(Step::Current),
+            Decision::Wait(reason) => Ok(Step::Waiting(reason.to_string())),
+            Decision::Refuse(reason) => Ok(Step::Refused(reason.to_string())),
+            Decision::Install => self.install(entry, &vouched, check),
+        }
+    }
+
+    fn decide(&self, entry: &Entry, custom: &Custom, vouched: &Vouched) -> Result<Decision, StoreError> {
+        let archive_bytes = vouched.archive.bytes;
+        let (state, config) = (self.store.state(), &self.config);
+        let active = self.store.sound(&entry.model)?.map(|(version, digest)| (version, digest.to_hex()));
+        let model = state.models.get(&entry.model);
+        let known = Known {
+            active: active.as_ref().map(|(version, digest)| (*version, digest.as_str())),
+            version_floor: model.map_or(0, |model| model.version_floor),
+            min_version: model.map_or(0, |model| model.min_version).max(vouched.min_version),
+            team: model.map(|model| model.team.as_str()),
+            blocked: state.blocked(&entry.id, &entry.digest),
+            attempts: state.attempts(&entry.id, &entry.digest),
+        };
+        let facts = Facts {
+            node: &self.device.node,
+            arch: &config.arch,
+            runtime: &config.runtime,
+            memory_bytes: config.memory_bytes,
+            free_bytes: self.store.free_bytes()?.saturating_sub(config.reserve_bytes),
+            quota_bytes: config.quota_bytes.saturating_sub(self.store.used_bytes()?),
+            archive_bytes_max: config.archive_bytes_max,
+        };
+        Ok(policy::decide(entry, custom, archive_bytes, &known, &facts))
+    }
+
+    fn install(
+        &mut self,
+        entry: &Entry,
+        vouched: &Vouched,
+        check: &mut Check<'_>,
+    ) -> Result<Step, StoreError> {
+        let (model, version) = (&entry.model, entry.version);
+        (check.tell)(Event::Found { model: model.clone(), version });
+        let bundle = match self.bundle(entry, vouched, check)? {
+            Ok(bundle) => bundle,
+            Err(step) => return Ok(step),
+        };
+        self.store.count_attempt(&entry.id, &entry.digest)?;
+        (check.tell)(Event::SelfTesting { model: model.clone(), version });
+        if let Err(reason) = (check.prove)(&bundle) {
+            return self.block(entry, format!("self-test: {reason}"));
+        }
+        let release = Release { version, digest: bundle.digest, rollout: entry.id.clone() };
+        let team = Target::parse(&entry.target).map(|target| target.team).unwrap_or_default();
+        let before = self.store.installed(model).map(|installed| installed.version);
+        let installed = self.store.activate(model, team, release, vouched.min_version)?;
+        (check.tell)(Event::Activated {
+            model: model.clone(),
+            version,
+            digest: installed.digest,
+            dir: installed.dir.clone(),
+            previous: before,
+        });
+        Ok(Step::Activated(installed))
+    }
+
+    /// The entry's bundle, unpacked and hashed, under its name in the store.
+    fn bundle(
+        &mut self,
+        entry: &Entry,
+        vouched: &Vouched,
+        check: &mut Check<'_>,
+    ) -> Result<Result<Bundle, Step>, StoreError> {
+        let expected: Digest = match entry.digest.parse() {
+            Ok(digest) => digest,
+            Err(e) => return Ok(Err(Step::Refused(format!("{e}")))),
+        };
+        // There already: a step back, or a power cut between unpacking and proving.
+        if let Ok(bundle) = Bundle::open(&self.store.bundle_dir(&expected), &self.config.limits)
+            && bundle.digest == expected
+        {
+            return Ok(Ok(bundle));
+        }
+        let archive = &vouched.archive;
+        let mut progress = |bytes, total| {
+            let (model, version) = (entry.model.clone(), entry.version);
+            (check.tell)(Event::Downloading { model, version, bytes, total });
+        };
+        let blob = match download(&self.store, check.source, archive, &mut progress) {
+            Ok(blob) => blob,
+            Err(DownloadError::Fetch(e)) => {
+                return Ok(Err(Step::Failed(e.to_string(), Some(archive.sha256.clone()))));
+            }
+            Err(DownloadError::Store(e)) => return Err(e),
+        };
+        let unpacked = self.store.unpacking(&archive.sha256);
+        fs::remove(&**self.store.fs(), &unpacked).map_err(io_at(&unpacked))?;
+        let file = self.store.fs().open(&blob).map_err(io_at(&blob))?;
+        let mut bundle = match unpack(file, &unpacked, &self.config.limits) {
+            Ok(bundle) => bundle,
+            Err(UnpackError::Io { path, source }) => return Err(StoreError::Io { path, source }),
+            // The bytes are the signed ones, so the next download would bring the same.
+            Err(e) => return self.block(entry, format!("its archive cannot be unpacked: {e}")).map(Err),
+        };
+        if bundle.digest != expected || bundle.name() != entry.model || bundle.version() != entry.version {
+            let found = (bundle.name(), bundle.version(), bundle.digest);
+            let reason = format!("its archive holds {} {} {}", found.0, found.1, found.2);
+            return self.block(entry, reason).map(Err);
+        }
+        bundle.dir = self.store.adopt(&unpacked, &expected)?;
+        Ok(Ok(bundle))
+    }
+
+    fn block(&mut self, entry: &Entry, reason: String) -> Result<Step, StoreError> {
+        self.store.block(&entry.id, &entry.digest, &reason)?;
+        Ok(Step::Refused(reason))
+    }
+}
+
+/// Files a step under its heading and tells it.
+fn report(
+    entry: &Entry,
+    step: Step,
+    tell: &mut dyn FnMut(Event),
+    outcome: &mut Outcome,
+    wanted: &mut BTreeSet<String>,
+) {
+    let (model, version) = (entry.model.clone(), entry.version);
+    match step {
+        Step::Current => {}
+        Step::Activated(installed) => outcome.activated.push(installed),
+        Step::Waiting(reason) => outcome.waiting.push(Refused { model, version, reason }),
+        Step::Refused(reason) => {
+            tell(Event::Refused { model: model.clone(), version, reason: reason.clone() });
+            outcome.refused.push(Refused { model, version, reason });
+        }
+        Step::Failed(reason, archive) => {
+            tell(Event::Failed { model: model.clone(), version, reason: reason.clone() });
+            wanted.extend(archive);
+            outcome.failed.push(Failure { model, version, reason });
+        }
+    }
+}
+
+impl From<SessionError> for CheckError {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Fetch(e) => Self::Fetch(e),
+            SessionError::Verify(e) => Self::Verify(e),
+        }
     }
 }
