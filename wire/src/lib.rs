@@ -45,7 +45,7 @@ pub use heapless;
 pub const MAGIC: [u8; 2] = *b"td";
 /// The version of the header's third byte that this crate speaks.
 pub const VERSION: u8 = 1;
-/// Bytes of a header; the same in every version, so that a reader can always find the id and the next frame.
+/// Bytes of a header. Magic, version and id keep their places in every version, so that any can be answered.
 pub const HEADER_LEN: usize = 20;
 /// Bytes of a head. Every message whose parts keep their own limits fits, so only those need looking after.
 pub const HEAD_LEN_MAX: usize = 4096;
