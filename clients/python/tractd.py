@@ -192,11 +192,11 @@ class Client:
         return decode_reply(head, body)
 
     def models(self, timeout: Optional[float] = None) -> Any:
-        """The models and their tensors, as docs/status.md describes."""
+        """The models and their tensors, as `tractctl models --json` prints them."""
         return self._query(1, timeout)
 
     def status(self, timeout: Optional[float] = None) -> Any:
-        """Counters, queues and versions."""
+        """Counters, queues and versions, as `tractctl status --json` prints them."""
         return self._query(2, timeout)
 
     def check_updates(self, timeout: Optional[float] = None) -> Any:
