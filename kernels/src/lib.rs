@@ -24,6 +24,7 @@ mod error;
 mod kernel;
 mod layout;
 mod lower;
+mod pack;
 mod plan;
 mod portable;
 mod program;

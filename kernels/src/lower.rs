@@ -326,6 +326,7 @@ impl Lower<'_> {
         let saturates = channels.saturates(&weights, &bias, &multipliers);
         let requant = requant(s.zero_point, s.clamp)?;
         let residual = s.residual.as_ref().map(|r| self.residual(r, s.zero_point, &output)).transpose()?;
+        let saturates = saturates || residual.as_ref().is_some_and(|r| r.sum.saturates());
         let zero_point = s.residual.as_ref().map_or(s.zero_point, |r| r.zero_point);
         if s.table.is_none() && zero_point != output.zero_point {
             return Err("a zero point that is not the output buffer's");

@@ -43,6 +43,11 @@ impl Sum {
         Sum { a, b, k: f32::from(result) - za * a - zb * b, clamp }
     }
 
+    /// Whether a sum may leave the range of i32, so that the conversion itself must saturate.
+    pub(crate) fn saturates(&self) -> bool {
+        self.a.max(self.b) > 1e5
+    }
+
     #[inline(always)]
     pub(crate) fn apply(&self, a: u8, b: u8) -> u8 {
         let value = (f32::from(a) * self.a + f32::from(b) * self.b) + self.k;
@@ -73,7 +78,7 @@ pub(crate) struct Conv {
     /// Per output channel.
     pub(crate) multipliers: Vec<f32>,
     pub(crate) requant: Requant,
-    /// Whether some `acc * multiplier` may leave the range of i32, so that the conversion itself must saturate.
+    /// Whether some `acc * multiplier` or fused sum may leave the range of i32, so that the conversion itself must saturate.
     pub(crate) saturates: bool,
     pub(crate) residual: Option<Residual>,
     pub(crate) table: Option<Box<[u8; 256]>>,

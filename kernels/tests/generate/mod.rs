@@ -159,6 +159,7 @@ impl Builder<'_> {
             0 => vec![self.rng.next() as i8],
             1 => (0..c_out).map(|_| self.rng.next() as i8).collect(),
             2 => vec![self.rng.range(0, 3) as i8],
+            3 if self.rng.chance(30) => vec![-128],
             _ => vec![],
         };
         let spread = (depth as f32).sqrt() * 74.0 * 120.0;
@@ -302,6 +303,9 @@ pub(crate) fn extreme(rng: &mut Rng) -> Case {
             for bias in &mut conv.bias {
                 *bias = rng.pick(&[*bias, -1_900_000_000, 1_900_000_000]);
             }
+            if let Some(residual) = &mut conv.residual {
+                residual.b_multiplier *= rng.pick(&[1.0, 1e8, 1e17]);
+            }
         }
     }
     case
@@ -340,7 +344,7 @@ pub(crate) fn average_pool(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let (input, output, window) = pooled(b)?;
         let divisor = b.rng.pick(&[Divisor::Inside, Divisor::Window]);
-        let multiplier = 0.3 + b.rng.unit();
+        let multiplier = (0.3 + b.rng.unit()) * b.rng.pick(&[1.0, 1.0, 1e15]);
         b.spec.steps.push(StepSpec::AveragePool(AveragePoolSpec {
             input,
             output,
@@ -362,7 +366,7 @@ pub(crate) fn add(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let (x, y, output) = operands(b);
         let (a_multiplier, b_multiplier, clamp) =
-            (b.rng.unit() + 0.01, b.rng.pick(&[0.5, 1.0, 0.37]), b.rng.clamp());
+            (b.rng.unit() + 0.01, b.rng.pick(&[0.5, 1.0, 0.37, 1e9]), b.rng.clamp());
         b.spec.steps.push(StepSpec::Add(AddSpec { a: x, b: y, output, a_multiplier, b_multiplier, clamp }));
         Some(output)
     })
@@ -371,7 +375,7 @@ pub(crate) fn add(rng: &mut Rng) -> Case {
 pub(crate) fn mul(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let (x, y, output) = operands(b);
-        let (multiplier, clamp) = (b.rng.pick(&[0.004, 0.5, 1.0]) * (b.rng.unit() + 0.5), b.rng.clamp());
+        let (multiplier, clamp) = (b.rng.pick(&[0.004, 0.5, 1.0, 1e12]) * (b.rng.unit() + 0.5), b.rng.clamp());
         b.spec.steps.push(StepSpec::Mul(MulSpec { a: x, b: y, output, multiplier, clamp }));
         Some(output)
     })

@@ -1,0 +1,167 @@
+//! Weights of convolutions in the order in which tiles of four-byte dot products read them.
+
+use crate::arena::Aligned;
+use crate::step::Conv;
+
+/// Output channels that one tile computes together, and the input channels they need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    /// First output channel.
+    pub(crate) channel: usize,
+    /// Vectors of output channels.
+    pub(crate) vectors: usize,
+    /// First input channel.
+    pub(crate) depth: usize,
+    /// Input channels of one tap, in fours.
+    pub(crate) quads: usize,
+    /// First byte of the weights: `[tap][quad][vectors * lanes][4]`.
+    pub(crate) weights: usize,
+    /// First entry of bias and multipliers.
+    pub(crate) factors: usize,
+}
+
+/// How a tier's tiles are shaped.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    /// i32 lanes of a vector.
+    pub(crate) lanes: usize,
+    /// Most vectors of a block.
+    pub(crate) vectors: usize,
+    /// Vectors of the widest blocks, used as often as they fit before the rest is split evenly; 0 for none.
+    pub(crate) wide: usize,
+    /// Where channel `c` of a block of `vectors` goes among its `vectors * lanes` lanes.
+    pub(crate) lane: fn(vectors: usize, c: usize) -> usize,
+}
+
+/// Packed weights and factors.
+pub(crate) struct Packed {
+    pub(crate) blocks: Vec<Block>,
+    /// Repeated when weights do not fit i8: then each tap is read again, with weights that add up.
+    pub(crate) taps: Vec<usize>,
+    pub(crate) weights: Aligned,
+    pub(crate) bias: Vec<i32>,
+    pub(crate) multipliers: Vec<f32>,
+}
+
+impl Packed {
+    pub(crate) fn new(conv: &Conv, shape: Shape) -> Packed {
+        let passes = passes(&conv.weights);
+        let (blocks, bytes) = blocks(conv, shape, passes);
+        let lanes: usize = blocks.iter().map(|block| block.vectors * shape.lanes).sum();
+        let mut packed = Packed {
+            blocks,
+            taps: conv.taps.repeat(passes),
+            weights: Aligned::zeroed(bytes),
+            bias: vec![0; lanes],
+            multipliers: vec![0.0; lanes],
+        };
+        for index in 0..packed.blocks.len() {
+            packed.fill(conv, shape, packed.blocks[index], passes);
+        }
+        packed
+    }
+
+    fn fill(&mut self, conv: &Conv, shape: Shape, block: Block, passes: usize) {
+        let outputs = conv.bias.len();
+        let (group, taps) = (outputs / conv.groups, conv.taps.len());
+        let width = block.vectors * shape.lanes;
+        let weights = &mut self.weights.bytes_mut()[block.weights..];
+        for c in 0..width.min(outputs - block.channel) {
+            let channel = block.channel + c;
+            let lane = (shape.lane)(block.vectors, c);
+            self.bias[block.factors + lane] = conv.bias[channel];
+            self.multipliers[block.factors + lane] = conv.multipliers[channel];
+            // Input channels of this group, relative to the block's first.
+            let depth = channel / group * conv.depth - block.depth;
+            let row = &conv.weights[channel * taps * conv.depth..][..taps * conv.depth];
+            for pass in 0..passes {
+                for (tap, from) in row.chunks_exact(conv.depth).enumerate() {
+                    let tap = (pass * taps + tap) * block.quads;
+                    for (k, &w) in from.iter().enumerate() {
+                        let k = depth + k;
+                        weights[((tap + k / 4) * width + lane) * 4 + k % 4] = part(w, pass) as u8;
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.weights.bytes().len() + self.bias.len() * 8
+    }
+}
+
+/// How many i8 weights add up to the greatest: 1 unless zero points widen them.
+pub(crate) fn passes(weights: &[i16]) -> usize {
+    weights.iter().map(|&w| if w == 255 { 3 } else { 1 + usize::from(i8::try_from(w).is_err()) }).max().unwrap_or(1)
+}
+
+/// The share of a weight that a pass multiplies with.
+pub(crate) fn part(weight: i16, pass: usize) -> i8 {
+    let before = (0..pass).map(|pass| i16::from(part(weight, pass))).sum::<i16>();
+    (weight - before).clamp(-128, 127) as i8
+}
+
+/// Blocks of about equal width, and the bytes of their weights.
+fn blocks(conv: &Conv, shape: Shape, passes: usize) -> (Vec<Block>, usize) {
+    let outputs = conv.bias.len();
+    let vectors = outputs.div_ceil(shape.lanes);
+    let split = |most: usize| {
+        let wide = vectors.checked_div(shape.wide).unwrap_or(0);
+        let rest = vectors - wide * shape.wide;
+        let parts = rest.div_ceil(most);
+        let even = (0..parts).map(|part| rest / parts + usize::from(part < rest % parts));
+        let (mut channel, mut weights, mut factors) = (0, 0, 0);
+        let blocks = std::iter::repeat_n(shape.wide, wide).chain(even).map(|vectors| {
+            let last = (channel + vectors * shape.lanes).min(outputs) - 1;
+            let group = outputs / conv.groups;
+            let depth = channel / group * conv.depth;
+            let quads = ((last / group + 1) * conv.depth - depth).div_ceil(4);
+            let block = Block { channel, vectors, depth, quads, weights, factors };
+            channel += vectors * shape.lanes;
+            factors += vectors * shape.lanes;
+            weights += conv.taps.len() * passes * quads * vectors * shape.lanes * 4;
+            block
+        });
+        let blocks: Vec<Block> = blocks.collect();
+        (blocks, weights)
+    };
+    if conv.groups == 1 {
+        return split(shape.vectors);
+    }
+    // A wide block spans more groups, whose input channels it multiplies with zeros; a narrow one makes worse tiles.
+    let cost = |most: &usize| {
+        let (blocks, _) = split(*most);
+        blocks.iter().map(|block| block.quads * (2 * block.vectors + 1)).sum::<usize>()
+    };
+    let best = (1..=shape.vectors).min_by_key(cost).unwrap_or(1);
+    split(best)
+}
+
+/// Splits `count` rows into tiles of at most `most`, as even as possible: `(tiles, rows of the smaller ones, how many are one
+/// larger)`.
+pub(crate) fn tiles(count: usize, most: usize) -> (usize, usize, usize) {
+    let tiles = count.div_ceil(most);
+    (tiles, count / tiles, count % tiles)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_is_the_sum_of_its_parts() {
+        for weight in -255..=255 {
+            let parts = (0..passes(&[weight])).map(|pass| i16::from(part(weight, pass)));
+            assert_eq!(parts.sum::<i16>(), weight);
+        }
+        let all = [passes(&[-128, 127]), passes(&[0, 254]), passes(&[-255]), passes(&[255])];
+        assert_eq!(all, [1, 2, 2, 3]);
+    }
+
+    #[test]
+    fn tiles_are_even() {
+        assert_eq!(tiles(49, 6), (9, 5, 4));
+        assert_eq!(tiles(3, 6), (1, 3, 0));
+    }
+}

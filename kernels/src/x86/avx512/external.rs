@@ -1,0 +1,153 @@
+//! Quantising and dequantising whole rows.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::{mask, unpacked};
+use crate::Layout;
+use crate::kernel::{Kernel, Memory, Run};
+use crate::portable;
+use crate::step::{Dequantize, Quantize};
+
+struct Packed<T>(T);
+
+pub(super) fn quantize(step: Quantize) -> Kernel {
+    let output = &step.output;
+    let dense = step.layout == Layout::Nhwc || output.channels == 1 || output.height * output.width == 1;
+    if dense && output.channels == output.pixel || dense && output.width == 1 || planar(&step) {
+        return Box::new(Packed(step));
+    }
+    portable::packed(step)
+}
+
+/// Whether planes of channels become pixels of four bytes.
+fn planar(step: &Quantize) -> bool {
+    step.layout == Layout::Nchw && step.output.pixel == 4 && step.output.height * step.output.width > 1
+}
+
+impl Run for Packed<Quantize> {
+    fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
+        let output = &self.0.output;
+        let input = memory.inputs[self.0.input].as_ptr();
+        let arena = memory.arena.as_mut_ptr();
+        for y in rows {
+            // SAFETY: the module's contract; the input was checked to have as many floats as the view has elements.
+            unsafe {
+                let to = arena.add(output.offset(y, 0));
+                if planar(&self.0) {
+                    let plane = output.height * output.width * 4;
+                    self.planes(input.add(y * output.width * 4), plane, to);
+                } else {
+                    let elements = output.width * output.channels;
+                    self.dense(input.add(y * elements * 4), to, elements);
+                }
+            }
+        }
+    }
+}
+
+impl Quantize {
+    /// `round(x / scale)` clamped so that the zero point can be added: i32 in 0..=255. The quotient is the correctly rounded
+    /// one: a product with the reciprocal, corrected once by the exact remainder.
+    ///
+    /// # Safety
+    /// Those of 16 floats whose bits are in `keep` are readable.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,fma")]
+    unsafe fn sixteen(&self, from: *const u8, keep: __mmask16) -> __m512i {
+        let (scale, inverse) = (_mm512_set1_ps(self.scale), _mm512_set1_ps(1.0 / self.scale));
+        let zero_point = f32::from(self.output.zero_point);
+        // SAFETY: the caller's contract.
+        let x = unsafe { _mm512_maskz_loadu_ps(keep, from.cast()) };
+        // Far outside of u8 only the side matters, and a finite estimate keeps infinities out of the remainder.
+        let far = _mm512_set1_ps(65536.0);
+        let estimate = _mm512_mul_ps(x, inverse);
+        let estimate = _mm512_max_ps(_mm512_min_ps(estimate, far), _mm512_set1_ps(-65536.0));
+        let remainder = _mm512_fnmadd_ps(estimate, scale, x);
+        let quotient = _mm512_fmadd_ps(remainder, inverse, estimate);
+        // The second operand comes out where the first is no number.
+        let quotient = _mm512_max_ps(quotient, _mm512_set1_ps(-zero_point));
+        let quotient = _mm512_min_ps(quotient, _mm512_set1_ps(255.0 - zero_point));
+        _mm512_add_epi32(_mm512_cvtps_epi32(quotient), _mm512_set1_epi32(i32::from(self.output.zero_point)))
+    }
+}
+
+impl Packed<Quantize> {
+    /// Channels that follow one another as they do in the buffer.
+    ///
+    /// # Safety
+    /// `elements` floats are readable at `from` and as many bytes writable at `to`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+    unsafe fn dense(&self, from: *const u8, to: *mut u8, elements: usize) {
+        for at in (0..elements).step_by(64) {
+            let quarter = |q: usize| {
+                let keep = mask((elements - at).saturating_sub(q * 16).min(16)) as __mmask16;
+                // SAFETY: masked to the elements.
+                unsafe { self.0.sixteen(from.wrapping_add((at + q * 16) * 4), keep) }
+            };
+            let words =
+                [_mm512_packs_epi32(quarter(0), quarter(1)), _mm512_packs_epi32(quarter(2), quarter(3))];
+            let bytes = _mm512_permutexvar_epi32(unpacked(), _mm512_packus_epi16(words[0], words[1]));
+            // SAFETY: masked to the elements.
+            unsafe { _mm512_mask_storeu_epi8(to.add(at).cast(), mask(elements - at), bytes) };
+        }
+    }
+
+    /// One row of three or four planes to pixels of four bytes.
+    ///
+    /// # Safety
+    /// A row is readable at `from` and at each further plane, and writable at `to`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+    unsafe fn planes(&self, from: *const u8, plane: usize, to: *mut u8) {
+        let output = &self.0.output;
+        for x in (0..output.width).step_by(16) {
+            let keep = mask((output.width - x).min(16)) as __mmask16;
+            let mut pixels = _mm512_setzero_si512();
+            for c in (0..output.channels).rev() {
+                // SAFETY: masked to the row.
+                let q = unsafe { self.0.sixteen(from.add(c * plane + x * 4), keep) };
+                pixels = _mm512_or_si512(_mm512_slli_epi32::<8>(pixels), q);
+            }
+            // SAFETY: masked to the row.
+            unsafe { _mm512_mask_storeu_epi32(to.add(x * 4).cast(), keep, pixels) };
+        }
+    }
+}
+
+pub(super) fn dequantize(step: Dequantize) -> Kernel {
+    let input = &step.input;
+    let dense = step.layout == Layout::Nhwc || input.channels == 1 || input.height * input.width == 1;
+    if dense && (input.channels == input.pixel || input.width == 1) {
+        return Box::new(Packed(step));
+    }
+    portable::packed(step)
+}
+
+impl Run for Packed<Dequantize> {
+    fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
+        let Dequantize { input, output, scale, .. } = &self.0;
+        let elements = input.width * input.channels;
+        let output = &mut *memory.outputs[*output];
+        for y in rows {
+            let to = output[y * elements * 4..][..elements * 4].as_mut_ptr();
+            let from = memory.arena[input.offset(y, 0)..][..elements].as_ptr();
+            // SAFETY: a row of elements each; the arena's slack covers what is read beyond.
+            unsafe { widen(from, to, elements, input.zero_point, *scale) };
+        }
+    }
+}
+
+/// # Safety
+/// `elements` bytes (and 15 more) are readable at `from`, as many floats writable at `to`.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn widen(from: *const u8, to: *mut u8, elements: usize, zero_point: u8, scale: f32) {
+    let (zero_point, scale) = (_mm512_set1_epi32(i32::from(zero_point)), _mm512_set1_ps(scale));
+    for at in (0..elements).step_by(16) {
+        // SAFETY: the caller's contract, and masked to the elements.
+        unsafe {
+            let q = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.add(at).cast()));
+            let value = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(q, zero_point)), scale);
+            _mm512_mask_storeu_ps(to.add(at * 4).cast(), mask((elements - at).min(16)) as __mmask16, value);
+        }
+    }
+}
