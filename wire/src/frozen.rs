@@ -159,7 +159,7 @@ pub fn decode_request(head: &[u8], body_len: u32) -> Result<Request<'_>, DecodeE
         want: known("want", message.want, Want::from_number)?,
         stream: message.stream,
         sequence: message.sequence,
-        tensors: list(message.tensors, tensor)?,
+        tensors: list(&message.tensors, tensor)?,
     };
     check_request(&request, body_len)?;
     Ok(request)
@@ -183,8 +183,8 @@ pub fn decode_reply(head: &[u8], body_len: u32) -> Result<Reply<'_>, DecodeError
         post_us: message.post_us,
         retry_after_ms: message.retry_after_ms,
         detail: message.detail,
-        tensors: list(message.tensors, tensor)?,
-        classes: list(message.classes, |class| {
+        tensors: list(&message.tensors, tensor)?,
+        classes: list(&message.classes, |class| {
             Ok(Class { index: class.index, score: class.score, label: class.label })
         })?,
     };
@@ -249,10 +249,10 @@ fn known<N: Copy + Into<u16>, T>(
     from_number(number).ok_or(DecodeError::Number { field, number: number.into() })
 }
 
-/// Not `collect`, which would link a panic for the overflow that equal capacities rule out.
+/// Not `into_iter` and `collect`: both link panics that equal capacities rule out.
 fn list<A, B, const N: usize>(
-    from: heapless::Vec<A, N>,
-    convert: impl Fn(A) -> Result<B, DecodeError>,
+    from: &heapless::Vec<A, N>,
+    convert: impl Fn(&A) -> Result<B, DecodeError>,
 ) -> Result<heapless::Vec<B, N>, DecodeError> {
     let mut to = heapless::Vec::new();
     for item in from {
@@ -261,9 +261,9 @@ fn list<A, B, const N: usize>(
     Ok(to)
 }
 
-fn tensor(tensor: TensorV1<'_, Shape>) -> Result<TensorDesc<'_>, DecodeError> {
+fn tensor<'a>(tensor: &TensorV1<'a, Shape>) -> Result<TensorDesc<'a>, DecodeError> {
     let dtype = known("dtype", tensor.dtype, DType::from_number)?;
-    Ok(TensorDesc { name: tensor.name, dtype, shape: tensor.shape })
+    Ok(TensorDesc { name: tensor.name, dtype, shape: tensor.shape.clone() })
 }
 
 fn check_request(request: &Request<'_>, body_len: u32) -> Result<(), Invalid> {

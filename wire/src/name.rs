@@ -83,9 +83,9 @@ impl<'a> Selector<'a> {
     /// # Errors
     /// [`NameError`] when the name or the pin is none.
     pub fn parse(text: &'a str) -> Result<Self, NameError> {
-        let (name, pin) = match text.split_once('@') {
-            None => (text, Pin::Any),
-            Some((name, pin)) => (name, Pin::parse(pin)?),
+        let (name, pin) = match split(text, b'@') {
+            (_, None) => (text, Pin::Any),
+            (name, Some(pin)) => (name, Pin::parse(pin)?),
         };
         Ok(Self { name: Name::parse(name)?, pin })
     }
@@ -102,6 +102,13 @@ impl<'a> Pin<'a> {
             _ => Err(NameError::Version),
         }
     }
+}
+
+/// The text before the first `separator`, and the text after it. Not `str::split_once`, whose searcher links a panic
+/// that no input reaches but firmware pays for.
+pub(crate) fn split(text: &str, separator: u8) -> (&str, Option<&str>) {
+    let at = text.bytes().position(|byte| byte == separator).unwrap_or(text.len());
+    (text.get(..at).unwrap_or_default(), text.get(at.saturating_add(1)..))
 }
 
 impl<'a> From<Name<'a>> for Selector<'a> {

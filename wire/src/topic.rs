@@ -30,7 +30,7 @@
 
 use core::fmt;
 
-use crate::{NAME_LEN_MAX, Name, NameError, Pin, SELECTOR_LEN_MAX, Selector};
+use crate::{NAME_LEN_MAX, Name, NameError, Pin, SELECTOR_LEN_MAX, Selector, name::split};
 
 /// Bytes of a prefix: room for a tenant, a site and a line.
 pub const PREFIX_LEN_MAX: usize = 64;
@@ -212,21 +212,23 @@ impl<'a> Topic<'a> {
         let path = path.ok_or(TopicError::Foreign)?;
         let mut levels = [""; LEVELS_MAX];
         let mut count = 0;
-        for level in path.split('/') {
-            *levels.get_mut(count).ok_or(TopicError::Unknown)? = level;
+        let mut rest = Some(path);
+        while let Some(path) = rest {
+            let space = levels.get_mut(count).ok_or(TopicError::Unknown)?;
+            (*space, rest) = split(path, b'/');
             count += 1;
         }
         Ok(match *levels.get(..count).unwrap_or_default() {
             [RES, client] => Self::Reply { client: Word::parse(client)?, id: None },
             [RES, client, id] => Self::Reply { client: Word::parse(client)?, id: Some(Word::parse(id)?) },
-            [node, "status"] => Self::Status { node: name("node", node)? },
-            [node, "description"] => Self::Description { node: name("node", node)? },
-            [node, "metrics"] => Self::Metrics { node: name("node", node)? },
+            [node, "status"] => Self::Status { node: named("node", node)? },
+            [node, "description"] => Self::Description { node: named("node", node)? },
+            [node, "metrics"] => Self::Metrics { node: named("node", node)? },
             [node, "model", model, "state"] => {
-                Self::ModelState { node: name("node", node)?, model: name("model", model)? }
+                Self::ModelState { node: named("node", node)?, model: named("model", model)? }
             }
             [node, "update", model, "state"] => {
-                Self::UpdateState { node: name("node", node)?, model: name("model", model)? }
+                Self::UpdateState { node: named("node", node)?, model: named("model", model)? }
             }
             [node, "req", model, format, client] => request(node, model, format, client, None)?,
             [node, "req", model, format, client, id] => request(node, model, format, client, Some(id))?,
@@ -414,7 +416,7 @@ fn request<'a>(
     id: Option<&'a str>,
 ) -> Result<Topic<'a>, TopicError> {
     Ok(Topic::Request(RequestTopic {
-        node: if node == ANY { Node::Any } else { Node::Named(name("node", node)?) },
+        node: if node == ANY { Node::Any } else { Node::Named(named("node", node)?) },
         model: Selector::parse(model).map_err(|error| TopicError::Name { level: "model", error })?,
         format: Format::from_name(format).ok_or(TopicError::Format)?,
         client: Word::parse(client)?,
@@ -422,7 +424,7 @@ fn request<'a>(
     }))
 }
 
-fn name<'a>(level: &'static str, text: &'a str) -> Result<Name<'a>, TopicError> {
+fn named<'a>(level: &'static str, text: &'a str) -> Result<Name<'a>, TopicError> {
     Name::parse(text).map_err(|error| TopicError::Name { level, error })
 }
 

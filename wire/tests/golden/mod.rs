@@ -1,4 +1,4 @@
-//! The frames of version 1, byte for byte, written from `docs/wire.md` by hand and not by this crate. They are
+//! The frames of version 1, byte for byte, written from the specification and not by this crate. They are
 //! frozen: a client in any language may be tested against these files.
 
 /// The bytes of a golden file: hexadecimal, `#` starts a comment.
