@@ -1,1 +1,30 @@
-//! The publisher's side of updates: TUF repositories, keys, rollouts.
+//! The publisher's side of updates: a TUF repository of plain static files, the keys that sign it, and the
+//! rollout files that say who gets what.
+//!
+//! ```text
+//! metadata/<n>.root.json       2 of 3 keys, offline; the one a device pins
+//! metadata/<n>.targets.json    offline; delegates, lists nothing itself
+//! metadata/<n>.team-<x>.json   "this artifact is genuine", for models/<x>/*/*
+//! metadata/<n>.rollout.json    "who gets what", for rollout/*
+//! metadata/<n>.snapshot.json   online, 7 days
+//! metadata/timestamp.json      online, 1 day; written last, it makes everything before it visible
+//! targets/<folders>/<SHA-256>.<file name>
+//! ```
+//!
+//! The metadata is written by this crate itself rather than by a library's editor: the roles above are few, and
+//! every repository written in the tests is read back by two independent TUF clients.
+//!
+//! Deliberately absent: anything a device links.
+
+mod documents;
+mod files;
+mod keys;
+mod metadata;
+mod registry;
+mod serve;
+
+pub use documents::{Custom, Entry, Rollout};
+pub use keys::{KeyError, KeyInfo};
+pub use metadata::MetadataError;
+pub use registry::{Added, Options, Publish, Published, Refreshed, Registry, RegistryError, RoleStatus};
+pub use serve::Server;
