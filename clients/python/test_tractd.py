@@ -80,7 +80,7 @@ class GoldenVectors(unittest.TestCase):
             tractd.decode_reply(head, body)
         refused = caught.exception
         self.assertEqual((refused.code, refused.name), (429, "busy"))
-        self.assertEqual((refused.detail, refused.retry_after), ("the queue is full", 0.25))
+        self.assertEqual((refused.detail, refused.retryable, refused.retry_after), ("the queue is full", True, 0.25))
         self.assertEqual(str(refused), "busy (429): the queue is full; try again in 0.25 s")
 
     def test_query_and_answer(self):

@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 __all__ = [
@@ -52,8 +53,8 @@ class ProtocolError(TractdError):
 class Refused(TractdError):
     """The daemon answered with another status than ok.
 
-    `code` is its number (404), `name` its word ("model-not-found"), `detail` a sentence for people, and `retry_after`
-    the seconds after which the same request is worth another try, or None when it is not.
+    `code` is its number (404), `name` its word ("model-not-found"), `detail` a sentence for people. `retryable` says
+    whether the same request may succeed later, `retry_after` after how many seconds (None: the daemon does not say).
     """
 
     def __init__(self, code: int, detail: str, retry_after: Optional[float] = None):
@@ -61,6 +62,7 @@ class Refused(TractdError):
         self.name = STATUS_NAMES.get(code, "status-%d" % code)
         self.detail = detail
         self.retry_after = retry_after
+        self.retryable = code in RETRYABLE
         text = "%s (%d)" % (self.name, code)
         if detail:
             text += ": " + detail
@@ -120,7 +122,8 @@ class Tensor:
         return "Tensor(%s, shape=%s)" % (self.dtype, list(self.shape))
 
 
-class Class(NamedTuple):
+@dataclass(frozen=True)
+class Class:
     """One class of a classifier's answer: its place in the output, its score, and its label where the model has any."""
 
     index: int
@@ -128,7 +131,8 @@ class Class(NamedTuple):
     label: str
 
 
-class Reply(NamedTuple):
+@dataclass(frozen=True)
+class Reply:
     """An answer: the classes best first, the output tensors by name, who gave it, and where the time went."""
 
     classes: List[Class]
@@ -188,7 +192,7 @@ class Client:
             named = read_tensors(tensors)
             body = b"".join(tensor.data for _, tensor in named)
         head = encode_request(model, named, image is not None, deadline_ms, priority, want)
-        kind, head, body = self._exchange(KIND_REQUEST, KIND_REPLY, head, body, timeout)
+        head, body = self._exchange(KIND_REQUEST, KIND_REPLY, head, body, timeout)
         return decode_reply(head, body)
 
     def models(self, timeout: Optional[float] = None) -> Any:
@@ -216,7 +220,7 @@ class Client:
         self.close()
 
     def _query(self, what: int, timeout: Optional[float]) -> Any:
-        _, head, body = self._exchange(KIND_QUERY, KIND_ANSWER, bytes([what]), b"", timeout)
+        head, body = self._exchange(KIND_QUERY, KIND_ANSWER, bytes([what]), b"", timeout)
         decode_answer(head)
         try:
             return json.loads(body.decode("utf-8")) if body else None
@@ -225,7 +229,7 @@ class Client:
 
     def _exchange(
         self, kind: int, expected: int, head: bytes, body: bytes, timeout: Optional[float]
-    ) -> Tuple[int, bytes, bytes]:
+    ) -> Tuple[bytes, bytes]:
         """Send one frame and receive its answer. Any failure hangs up: a late answer must not meet the next request."""
         ident = next(self._ids)
         frame = encode_header(kind, len(head), len(body), ident) + head
@@ -248,7 +252,7 @@ class Client:
                 raise ConnectionFailed("%s: %s" % (self.path, error.strerror or error)) from None
             raise
 
-    def _attempt(self, frame: bytes, body: bytes, expected: int, ident: int, deadline: float) -> Tuple[int, bytes, bytes]:
+    def _attempt(self, frame: bytes, body: bytes, expected: int, ident: int, deadline: float) -> Tuple[bytes, bytes]:
         connection = self._connection(deadline)
         try:
             send(connection, frame, deadline)
@@ -268,7 +272,7 @@ class Client:
             if kind == KIND_REPLY:
                 decode_reply(head, content)
             raise ProtocolError("a frame of kind %d came instead of %d" % (kind, expected))
-        return kind, head, content
+        return head, content
 
     def _connection(self, deadline: float) -> socket.socket:
         if self._socket is None:
@@ -311,6 +315,7 @@ KIND_REQUEST, KIND_REPLY, KIND_QUERY, KIND_ANSWER = 1, 2, 3, 4
 PRIORITIES = {"low": 0, "normal": 1, "high": 2}
 WANTS = {"tensors": 1, "classes": 2}
 STATUS_OK = 200
+RETRYABLE = (429, 503, 507)
 STATUS_NAMES = {
     200: "ok",
     400: "malformed",

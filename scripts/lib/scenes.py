@@ -11,7 +11,8 @@ def scene(width, height, seed):
     y = ((np.arange(height, dtype=np.float32) + 0.5) / height)[:, None]
     soft = np.float32(1.5 / height)
     image = sky(random, x, y)
-    place(image, disc(x, y, random.uniform(0, aspect), random.uniform(0.05, 0.4), random.uniform(0.03, 0.12), soft), warm(random))
+    sun = random.uniform(0, aspect), random.uniform(0.05, 0.4), random.uniform(0.03, 0.12)
+    place(image, disc(x, y, *sun, soft), warm(random))
     clouds(image, random, x, y)
     horizon = random.uniform(0.3, 0.6)
     for depth in range(random.randint(2, 5)):
