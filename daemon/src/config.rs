@@ -307,7 +307,8 @@ fn merge(files: &[(PathBuf, String)]) -> Result<Read, Error> {
         .map_err(parse)?;
         overlay(&mut merged, toml::from_str(text).map_err(parse)?);
     }
-    let config: Config = merged.try_into().map_err(|error: toml::de::Error| Error::Value(error.to_string()))?;
+    let config: Config =
+        merged.try_into().map_err(|error: toml::de::Error| Error::Value(error.to_string()))?;
     config.check().map_err(Error::Value)?;
     Ok(Read { config, unknown })
 }
@@ -338,7 +339,8 @@ mod tests {
 
     #[test]
     fn effective_configuration_reads_back_equal() {
-        let mut config = Config { state_dir: Some("/s".into()), workers: NonZeroUsize::new(3), ..Config::default() };
+        let mut config =
+            Config { state_dir: Some("/s".into()), workers: NonZeroUsize::new(3), ..Config::default() };
         config.socket.allow_gids = vec![7];
         let read = parse(&config.to_toml()).unwrap();
         assert_eq!(read.config, config);

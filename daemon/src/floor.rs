@@ -1,12 +1,530 @@
-//! The floor between transports and workers.
+//! The floor between transports and workers: the scheduler, the loaded models, and the one lock around both.
 
-use crate::intake::{Reply, ReplyTo, Request};
-use tractd_wire::Status;
+use crate::{
+    config,
+    intake::{Reply, ReplyTo, Request},
+    stats::{ModelStats, Outcomes},
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant as Clock},
+};
+use tokio::sync::watch;
+use tractd_engine::Plan;
+use tractd_scheduler::{
+    Instant, Job, Limits, ModelId, OutOfMemory, Priority, Reason, Refused, Route, Scheduler, SlotId, Stats,
+    Ticket, Work,
+};
+use tractd_wire::{Pin, Selector, Status};
 
-pub(crate) struct Floor;
+/// Longest an idle thread sleeps, so that its heart is seen to beat.
+pub(crate) const BEAT: Duration = Duration::from_millis(500);
+
+/// What a client asking for a model that is being loaded is told to wait, in milliseconds.
+const LOADING_RETRY_MS: u32 = 500;
+
+/// Longest a swap waits for busy workers to prepare their sessions; the others prepare theirs at their next job.
+const PREPARE_WAIT: Duration = Duration::from_secs(1);
+
+/// One version of a model, ready to run.
+pub(crate) struct Loaded {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) name: Arc<str>,
+    pub(crate) signed: bool,
+    /// Memory it was measured to take at its peak.
+    pub(crate) peak_bytes: u64,
+    /// Time one run was measured to take, in microseconds.
+    pub(crate) service_us: u64,
+    pub(crate) stats: Arc<ModelStats>,
+}
+
+/// A request on its way, with whoever waits for it.
+pub(crate) struct Pending {
+    pub(crate) request: Request,
+    pub(crate) reply: ReplyTo,
+    stats: Option<Arc<ModelStats>>,
+}
+
+/// What a worker does next.
+pub(crate) enum Task {
+    /// Run the request on `loaded`, then hand the ticket back.
+    Run { slot: SlotId, ticket: Ticket, loaded: Arc<Loaded>, pending: Pending, queued_us: u64 },
+    /// Models came or went: these are all there are now. Then say so with [`Floor::prepared`].
+    Prepare { generation: u64, plans: Vec<(SlotId, Arc<Plan>)> },
+    /// Nothing to do; the heart may beat.
+    Idle,
+    /// The daemon ends.
+    Stop,
+}
+
+/// Where requests wait and workers find them.
+pub(crate) struct Floor {
+    start: Clock,
+    deadline: Duration,
+    deadline_max: Duration,
+    pub(crate) limits: Limits,
+    pub(crate) outcomes: Outcomes,
+    pub(crate) requests: AtomicU64,
+    /// One short lock around the scheduler: a submit or a take holds it for a few map operations (about a
+    /// microsecond) while a run takes hundreds, and a condition variable needs a lock in any case. Nothing under
+    /// it does I/O, runs a model, or sends a reply.
+    state: Mutex<State>,
+    /// Wakes a worker.
+    work: Condvar,
+    /// Wakes the clock thread, which answers what expires while every worker is busy.
+    alarm: Condvar,
+    /// Wakes whoever waits for workers to prepare or for the floor to be empty.
+    settled: Condvar,
+    changed: watch::Sender<u64>,
+}
+
+struct State {
+    scheduler: Scheduler<Pending>,
+    models: HashMap<Arc<str>, Model>,
+    slots: HashMap<SlotId, Arc<Loaded>>,
+    /// Why a known model is not served; what is not here either is unknown.
+    absent: HashMap<String, Absent>,
+    models_made: u32,
+    /// Counts changes of `slots`, and up to which of them each worker is prepared.
+    generation: u64,
+    prepared: Vec<u64>,
+    idle_workers: usize,
+    /// When the clock thread will look by itself.
+    alarm_at: Instant,
+    /// Before the first look for models has ended.
+    starting: bool,
+    draining: bool,
+    stopping: bool,
+}
+
+struct Model {
+    id: ModelId,
+    slot: SlotId,
+}
+
+/// Why a known model is not served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Absent {
+    /// It is on its way.
+    Loading,
+    /// It was refused.
+    Failed(String),
+}
 
 impl Floor {
+    pub(crate) fn new(limits: Limits, config: &config::Limits) -> Arc<Floor> {
+        Arc::new(Floor {
+            start: Clock::now(),
+            deadline: Duration::from_millis(config.deadline_ms.into()),
+            deadline_max: Duration::from_millis(config.deadline_ms_max.into()),
+            limits,
+            outcomes: Outcomes::default(),
+            requests: AtomicU64::new(0),
+            state: Mutex::new(State {
+                scheduler: Scheduler::new(limits),
+                models: HashMap::new(),
+                slots: HashMap::new(),
+                absent: HashMap::new(),
+                models_made: 0,
+                generation: 0,
+                prepared: vec![0; limits.workers],
+                idle_workers: 0,
+                alarm_at: Instant(u64::MAX),
+                starting: true,
+                draining: false,
+                stopping: false,
+            }),
+            work: Condvar::new(),
+            alarm: Condvar::new(),
+            settled: Condvar::new(),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    /// Time since the floor was made.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        Instant(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics under the lock of the floor")
+    }
+
+    /// Takes a request in; its reply is sent now or later, but once.
     pub(crate) fn submit(&self, request: Request, reply: ReplyTo) {
-        reply.send(Reply::refusal(Status::Draining, &request.model, "not yet built"));
+        self.requests.fetch_add(1, Relaxed);
+        let now = self.now();
+        let selector = match Selector::parse(&request.model) {
+            Ok(selector) => selector,
+            Err(error) => {
+                let refusal = Reply::refusal(Status::Malformed, "", format!("model: {error}"));
+                return self.answer(None, reply, refusal);
+            }
+        };
+        let mut state = self.state();
+        let found = match state.find(selector) {
+            Ok(found) => found,
+            Err(refusal) => {
+                drop(state);
+                return self.answer(None, reply, refusal);
+            }
+        };
+        let patience = request.deadline.unwrap_or(self.deadline).min(self.deadline_max);
+        let deadline = Instant(now.0.saturating_add(u64::try_from(patience.as_micros()).unwrap_or(u64::MAX)));
+        let job = Job {
+            model: found.model,
+            pin: found.pin,
+            deadline,
+            priority: priority(request.priority),
+            bytes: request.payload.bytes(),
+            payload: Pending { request, reply, stats: Some(found.stats) },
+        };
+        let refused = state.scheduler.submit(now, job).err();
+        let (wake_worker, wake_clock) = (refused.is_none() && state.idle_workers > 0, state.clock_is_late());
+        drop(state);
+        if wake_worker {
+            self.work.notify_one();
+        }
+        if wake_clock {
+            self.alarm.notify_one();
+        }
+        if let Some(refused) = refused {
+            self.refuse(refused);
+        }
+    }
+
+    /// What worker number `worker` does next; waits for it up to a [`BEAT`].
+    pub(crate) fn take(&self, worker: usize) -> Task {
+        let mut state = self.state();
+        if state.prepared[worker] != state.generation {
+            let plans = state.slots.iter().map(|(slot, loaded)| (*slot, loaded.plan.clone())).collect();
+            return Task::Prepare { generation: state.generation, plans };
+        }
+        let mut waited = false;
+        loop {
+            match state.scheduler.next(self.now()) {
+                Some(Work::Run { ticket, job, queued_us }) => {
+                    let slot = ticket.slot();
+                    let loaded = state.slots[&slot].clone();
+                    if state.clock_is_late() {
+                        self.alarm.notify_one();
+                    }
+                    return Task::Run { slot, ticket, loaded, pending: job.payload, queued_us };
+                }
+                Some(Work::Expired(job)) => {
+                    drop(state);
+                    self.expire(job.payload);
+                    state = self.state();
+                    continue;
+                }
+                None if state.stopping => return Task::Stop,
+                None if waited => return Task::Idle,
+                None => {}
+            }
+            state.idle_workers += 1;
+            state =
+                self.work.wait_timeout(state, BEAT).expect("nothing panics under the lock of the floor").0;
+            state.idle_workers -= 1;
+            waited = true;
+        }
+    }
+
+    /// Worker number `worker` has its sessions for every model of that generation.
+    pub(crate) fn prepared(&self, worker: usize, generation: u64) {
+        self.state().prepared[worker] = generation;
+        self.settled.notify_all();
+    }
+
+    /// Hands a ticket back after its run; `took_us` is `None` when nobody waited for it.
+    pub(crate) fn finished(&self, ticket: Ticket, took_us: Option<u64>) {
+        let mut state = self.state();
+        state.scheduler.finished(ticket, took_us);
+        if state.draining && state.scheduler.is_idle() {
+            self.settled.notify_all();
+        }
+    }
+
+    /// Sends a reply and counts it.
+    pub(crate) fn answer(&self, stats: Option<&ModelStats>, to: ReplyTo, reply: Reply) {
+        self.outcomes.count(reply.status);
+        if let Some(stats) = stats {
+            stats.outcomes.count(reply.status);
+        }
+        to.send(reply);
+    }
+
+    /// Answers what expires while no worker is free; runs on a thread of its own until the floor stops.
+    pub(crate) fn watch_deadlines(&self, beat: impl Fn()) {
+        let mut state = self.state();
+        while !state.stopping {
+            let now = self.now();
+            if let Some(job) = state.scheduler.expire(now) {
+                drop(state);
+                self.expire(job.payload);
+                state = self.state();
+                continue;
+            }
+            beat();
+            let next = state.scheduler.next_deadline().map_or(u64::MAX, |next| next.since(now));
+            let wait = Duration::from_micros(next).min(BEAT);
+            state.alarm_at = Instant(now.0 + u64::try_from(wait.as_micros()).expect("half a second fits"));
+            state =
+                self.alarm.wait_timeout(state, wait).expect("nothing panics under the lock of the floor").0;
+        }
+    }
+
+    fn expire(&self, pending: Pending) {
+        let detail = "its deadline passed before a worker was free";
+        let reply = Reply::refusal(Status::DeadlineExceeded, &pending.request.model, detail);
+        self.answer(pending.stats.as_deref(), pending.reply, reply);
+    }
+
+    fn refuse(&self, refused: Refused<Pending>) {
+        let Refused { job: Job { payload: pending, .. }, reason, retry_after_ms } = refused;
+        let (status, detail) = match reason {
+            Reason::Busy => (Status::Busy, "the queue is full"),
+            Reason::Expired => (Status::DeadlineExceeded, "its deadline had passed when it came"),
+            Reason::Draining => (Status::Draining, "the daemon is stopping"),
+            Reason::UnknownModel => (Status::ModelNotFound, "that version is gone"),
+            Reason::Quarantined => (Status::Quarantined, "the model crashed; it is out until it is reloaded"),
+        };
+        let reply = Reply::refusal(status, &pending.request.model, detail).retry_after(retry_after_ms);
+        self.answer(pending.stats.as_deref(), pending.reply, reply);
+    }
+
+    fn refuse_all(&self, jobs: Vec<Job<Pending>>, reason: Reason, retry_after_ms: u32) {
+        for job in jobs {
+            self.refuse(Refused { job, reason, retry_after_ms });
+        }
+    }
+}
+
+/// Models come and go.
+impl Floor {
+    /// Makes a loaded model the one that answers to its name. Requests that run end on the version they started
+    /// with; queued ones go to the new one. The former version is freed after its last run.
+    pub(crate) fn install(&self, loaded: Loaded) -> Result<(), OutOfMemory> {
+        let name = loaded.name.clone();
+        let mut state = self.state();
+        let slot = state.scheduler.add_slot(loaded.peak_bytes, loaded.service_us)?;
+        state.slots.insert(slot, Arc::new(loaded));
+        state.generation += 1;
+        let generation = state.generation;
+        self.work.notify_all();
+        // Requests keep going to the former version until the workers have sessions for the new one.
+        let (mut state, _) = self
+            .settled
+            .wait_timeout_while(state, PREPARE_WAIT, |state| {
+                !state.stopping && state.prepared.iter().any(|prepared| *prepared < generation)
+            })
+            .expect("nothing panics under the lock of the floor");
+        let former = state.models.get(&name).map(|model| (model.id, model.slot));
+        let id = former.map_or_else(
+            || {
+                state.models_made += 1;
+                ModelId(state.models_made)
+            },
+            |(id, _)| id,
+        );
+        state.scheduler.set_route(id, Route::to(slot)).expect("the slot was just added");
+        state.absent.remove(&*name);
+        state.models.insert(name, Model { id, slot });
+        let orphans = former.map_or_else(Vec::new, |(_, slot)| state.remove_slot(slot));
+        drop(state);
+        self.refuse_all(orphans, Reason::UnknownModel, 0);
+        self.announce();
+        Ok(())
+    }
+
+    /// Takes a model away; its queued requests are answered that it is gone.
+    pub(crate) fn remove(&self, name: &str) {
+        let mut state = self.state();
+        let Some(model) = state.models.remove(name) else { return };
+        let mut orphans = state.scheduler.remove_model(model.id);
+        orphans.extend(state.remove_slot(model.slot));
+        drop(state);
+        self.refuse_all(orphans, Reason::UnknownModel, 0);
+        self.announce();
+    }
+
+    /// Takes a crashed version out; everybody waiting for it is told.
+    pub(crate) fn quarantine(&self, slot: SlotId) {
+        let orphans = self.state().scheduler.quarantine(slot);
+        self.refuse_all(orphans, Reason::Quarantined, 0);
+        self.announce();
+    }
+
+    /// Remembers why a model is not served.
+    pub(crate) fn set_absent(&self, name: &str, absent: Option<Absent>) {
+        let mut state = self.state();
+        match absent {
+            Some(absent) => state.absent.insert(name.to_owned(), absent),
+            None => state.absent.remove(name),
+        };
+        drop(state);
+        self.announce();
+    }
+
+    /// The version that answers to a name, and whether it is quarantined.
+    pub(crate) fn loaded(&self, name: &str) -> Option<(Arc<Loaded>, bool)> {
+        let state = self.state();
+        let slot = state.models.get(name)?.slot;
+        Some((state.slots[&slot].clone(), state.scheduler.is_quarantined(slot)))
+    }
+
+    /// Every version that answers, whether it is quarantined, and how many requests wait for it.
+    pub(crate) fn all_loaded(&self) -> Vec<(Arc<Loaded>, bool, usize)> {
+        let state = self.state();
+        let of = |model: &Model| {
+            let loaded = state.slots[&model.slot].clone();
+            (loaded, state.scheduler.is_quarantined(model.slot), state.scheduler.queued(model.id))
+        };
+        state.models.values().map(of).collect()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.state().scheduler.stats()
+    }
+
+    /// When about half of what is queued now will be done, in milliseconds, for refusals made before the queue.
+    pub(crate) fn retry_after_ms(&self) -> u32 {
+        let state = self.state();
+        let service_us = |model: &Model| {
+            (state.scheduler.queued(model.id) as u64).saturating_mul(state.slots[&model.slot].service_us)
+        };
+        let backlog_us: u64 = state.models.values().map(service_us).fold(0, u64::saturating_add);
+        let half_ms = backlog_us / (2_000 * self.limits.workers.max(1) as u64);
+        u32::try_from(half_ms.clamp(1, 60_000)).expect("clamped to a minute")
+    }
+
+    /// Counts up whenever the list of models changes.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Tells everyone that the list of models changed.
+    pub(crate) fn announce(&self) {
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+}
+
+/// The daemon's life.
+impl Floor {
+    /// The first look for models has ended: what is not there now is not found.
+    pub(crate) fn started(&self) {
+        self.state().starting = false;
+        self.announce();
+    }
+
+    pub(crate) fn is_starting(&self) -> bool {
+        self.state().starting
+    }
+
+    /// Refuses everything from now on.
+    pub(crate) fn drain(&self) {
+        let mut state = self.state();
+        state.draining = true;
+        state.scheduler.drain();
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.state().draining
+    }
+
+    /// Waits until nothing is queued and nothing runs; false when that takes longer than `grace`.
+    pub(crate) fn wait_idle(&self, grace: Duration) -> bool {
+        let state = self.state();
+        let (_state, timeout) = self
+            .settled
+            .wait_timeout_while(state, grace, |state| !state.scheduler.is_idle())
+            .expect("nothing panics under the lock of the floor");
+        !timeout.timed_out()
+    }
+
+    /// Answers what is still queued and ends workers and clock.
+    pub(crate) fn stop(&self) {
+        let mut state = self.state();
+        state.stopping = true;
+        let left = state.scheduler.take_queued();
+        self.work.notify_all();
+        self.alarm.notify_all();
+        self.settled.notify_all();
+        drop(state);
+        self.refuse_all(left, Reason::Draining, 0);
+    }
+}
+
+/// What a selector leads to.
+struct Found {
+    model: ModelId,
+    pin: Option<SlotId>,
+    stats: Arc<ModelStats>,
+}
+
+impl State {
+    fn find(&self, selector: Selector<'_>) -> Result<Found, Reply> {
+        let name = selector.name.as_str();
+        let Some(model) = self.models.get(name) else { return Err(self.not_found(name)) };
+        let loaded = &self.slots[&model.slot];
+        let pin = match selector.pin {
+            Pin::Any => None,
+            Pin::Version(version) if version == loaded.plan.version() => Some(model.slot),
+            Pin::Version(version) => {
+                let here = loaded.plan.version();
+                let detail = format!("{name} has no version {version} here; it is at version {here}");
+                return Err(Reply::refusal(Status::ModelNotFound, name, detail));
+            }
+            Pin::Label(label) => {
+                let detail = format!("{name} has no version labelled {:?} here", label.as_str());
+                return Err(Reply::refusal(Status::ModelNotFound, name, detail));
+            }
+        };
+        Ok(Found { model: model.id, pin, stats: loaded.stats.clone() })
+    }
+
+    fn not_found(&self, name: &str) -> Reply {
+        match self.absent.get(name) {
+            Some(Absent::Failed(reason)) => {
+                let detail = format!("model {name} is here but did not load: {reason}");
+                Reply::refusal(Status::ModelNotFound, name, detail)
+            }
+            Some(Absent::Loading) => {
+                Reply::refusal(Status::Busy, name, "the model is being loaded").retry_after(LOADING_RETRY_MS)
+            }
+            None if self.starting => {
+                Reply::refusal(Status::Busy, name, "models are being loaded").retry_after(LOADING_RETRY_MS)
+            }
+            None => {
+                let detail = format!("no model {name} here; `tractctl models` lists what there is");
+                Reply::refusal(Status::ModelNotFound, name, detail)
+            }
+        }
+    }
+
+    fn remove_slot(&mut self, slot: SlotId) -> Vec<Job<Pending>> {
+        self.slots.remove(&slot);
+        self.generation += 1;
+        self.scheduler.remove_slot(slot).expect("no route leads to a former slot")
+    }
+
+    /// Whether something expires before the clock thread looks by itself, and no idle worker would see to it.
+    fn clock_is_late(&self) -> bool {
+        self.idle_workers == 0 && self.scheduler.next_deadline().is_some_and(|next| next < self.alarm_at)
+    }
+}
+
+fn priority(priority: tractd_wire::Priority) -> Priority {
+    match priority {
+        tractd_wire::Priority::Low => Priority::Low,
+        tractd_wire::Priority::Normal => Priority::Normal,
+        tractd_wire::Priority::High => Priority::High,
     }
 }

@@ -7,30 +7,21 @@ use crate::intake::{Origin, Payload, Reply, Request, TensorDesc};
 use std::time::Duration;
 use tractd_bundle::DType as BundleDType;
 use tractd_engine::Tensor;
-use tractd_wire::{self as wire, Content, DType, Header, HeaderError, Kind, Status};
-
-/// Room for the header and the longest head.
-const HEAD_BYTES_MAX: usize = wire::HEADER_LEN + wire::HEAD_LEN_MAX;
+use tractd_wire::{self as wire, Content, DType, Frame, Kind, Status};
 
 /// Reads one whole request frame, as MQTT delivers it.
 ///
 /// # Errors
 /// The id as far as it could be read, and the refusal to answer with.
-pub fn read_request(frame: &[u8], origin: Origin) -> Result<(u64, Request), (u64, Reply)> {
-    let refuse = |id, detail: &str| (id, Reply::refusal(Status::Malformed, "", detail));
-    let Some((header, rest)) = frame.split_first_chunk::<{ wire::HEADER_LEN }>() else {
-        return Err(refuse(0, "the frame is shorter than its 20-byte header"));
-    };
-    let header = Header::parse(header).map_err(|error| (0, header_refusal(&error)))?;
-    if header.kind != Kind::Request {
-        return Err(refuse(header.id, "only requests are answered here"));
+pub fn read_request(frame: &[u8], body_len_max: u32, origin: Origin) -> Result<(u64, Request), (u64, Reply)> {
+    let frame = Frame::parse(frame, body_len_max)
+        .map_err(|error| (error.id().unwrap_or(0), Reply::refusal(error.status(), "", error.to_string())))?;
+    let id = frame.header.id;
+    if frame.header.kind != Kind::Request {
+        return Err((id, Reply::refusal(Status::Malformed, "", "only requests are answered here")));
     }
-    if rest.len() as u64 != u64::from(header.head_len) + u64::from(header.body_len) {
-        return Err(refuse(header.id, "the frame's length is not what its header says"));
-    }
-    let (head, body) = rest.split_at(header.head_len.into());
-    let head = RequestHead::decode(head, header.body_len).map_err(|reply| (header.id, reply))?;
-    Ok((header.id, head.with_body(body.to_vec(), origin)))
+    let head = RequestHead::decode(frame.head, frame.header.body_len).map_err(|reply| (id, reply))?;
+    Ok((id, head.with_body(frame.body.to_vec(), origin)))
 }
 
 /// A decoded request that still lacks its body, so that a bad head is refused before the body is read.
@@ -50,7 +41,7 @@ impl RequestHead {
     /// The refusal to answer with.
     pub fn decode(head: &[u8], body_len: u32) -> Result<RequestHead, Reply> {
         let request = wire::decode_request(head, body_len)
-            .map_err(|error| Reply::refusal(Status::Malformed, "", error.to_string()))?;
+            .map_err(|error| Reply::refusal(error.status(), "", error.to_string()))?;
         let deadline = Duration::from_millis(request.deadline_ms.into());
         let descs = request.tensors.iter().map(|desc| TensorDesc {
             name: desc.name.to_owned(),
@@ -82,15 +73,6 @@ impl RequestHead {
     }
 }
 
-/// What to answer to a header that cannot be read.
-pub fn header_refusal(error: &HeaderError) -> Reply {
-    let status = match error {
-        HeaderError::Version(_) => Status::Version,
-        _ => Status::Malformed,
-    };
-    Reply::refusal(status, "", error.to_string())
-}
-
 /// A reply ready to be written: `head`, then the bytes of each tensor of `body`.
 #[derive(Debug)]
 pub struct Encoded<'a> {
@@ -116,28 +98,41 @@ impl Encoded<'_> {
 /// `Status::Internal` and says so.
 pub fn write_reply(id: u64, reply: &Reply) -> Encoded<'_> {
     let encode = |reply| {
-        let mut head = vec![0; HEAD_BYTES_MAX];
+        let mut head = vec![0; wire::FRAME_HEAD_MAX];
         let (reply, body_len) = wire_reply(reply)?;
-        let length = wire::encode_reply(id, &reply, body_len, &mut head).map_err(|error| error.to_string())?;
+        let length =
+            wire::encode_reply(id, &reply, body_len, &mut head).map_err(|error| error.to_string())?;
         head.truncate(length);
         Ok::<_, String>(head)
     };
     match encode(reply) {
         Ok(head) => Encoded { head, body: &reply.tensors },
         Err(reason) => {
-            let reply = Reply::refusal(Status::Internal, "", format!("the reply does not fit a frame: {reason}"));
+            let reply =
+                Reply::refusal(Status::Internal, "", format!("the reply does not fit a frame: {reason}"));
             Encoded { head: encode(&reply).expect("a refusal without a model fits a frame"), body: &[] }
         }
     }
 }
 
+/// Header and head of the answer to a query; `json` is the body that follows.
+pub fn write_answer(id: u64, status: Status, detail: &str, json: &[u8]) -> Vec<u8> {
+    let mut head = vec![0; wire::FRAME_HEAD_MAX];
+    let answer = wire::Answer { status, detail: wire::truncate(detail, wire::DETAIL_LEN_MAX) };
+    let body_len =
+        u32::try_from(json.len()).expect("a status is far below 4 GiB: models and their names are bounded");
+    let length = wire::encode_answer(id, &answer, body_len, &mut head).expect("a clipped detail fits a head");
+    head.truncate(length);
+    head
+}
+
 fn wire_reply(reply: &Reply) -> Result<(wire::Reply<'_>, u32), String> {
     let mut body_len = 0_u32;
-    let mut tensors = heapless::Vec::new();
+    let mut tensors = wire::Tensors::new();
     for tensor in &reply.tensors {
         let length = u32::try_from(tensor.data.len()).ok().and_then(|length| body_len.checked_add(length));
         body_len = length.ok_or("its tensors are larger than 4 GiB")?;
-        let shape = heapless::Vec::from_slice(&tensor.shape)
+        let shape = wire::Shape::from_slice(&tensor.shape)
             .map_err(|_| format!("output {:?} has more than {} axes", tensor.name, wire::RANK_MAX))?;
         tensors
             .push(wire::TensorDesc { name: &tensor.name, dtype: dtype_to_wire(tensor.dtype), shape })
@@ -147,7 +142,11 @@ fn wire_reply(reply: &Reply) -> Result<(wire::Reply<'_>, u32), String> {
         .classes
         .iter()
         .take(wire::CLASSES_MAX)
-        .map(|class| wire::Class { index: class.index, score: class.score, label: &class.label })
+        .map(|class| wire::Class {
+            index: class.index,
+            score: class.score,
+            label: wire::truncate(&class.label, wire::LABEL_LEN_MAX),
+        })
         .collect();
     let reply = wire::Reply {
         status: reply.status,
@@ -160,16 +159,11 @@ fn wire_reply(reply: &Reply) -> Result<(wire::Reply<'_>, u32), String> {
         infer_us: reply.timings.infer_us,
         post_us: reply.timings.post_us,
         retry_after_ms: reply.retry_after_ms,
-        detail: clip(&reply.detail, wire::DETAIL_LEN_MAX),
+        detail: wire::truncate(&reply.detail, wire::DETAIL_LEN_MAX),
         tensors,
         classes,
     };
     Ok((reply, body_len))
-}
-
-/// The longest prefix of `text` within `bytes_max` that ends between two characters.
-pub fn clip(text: &str, bytes_max: usize) -> &str {
-    &text[..text.floor_char_boundary(bytes_max)]
 }
 
 /// The bundle's name for a wire type.

@@ -3,7 +3,13 @@
 //! Nothing behind this file knows where a request came from, and nothing before it knows about models.
 
 use crate::floor::Floor;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::sync::{mpsc, oneshot};
 use tractd_bundle::Digest;
 use tractd_engine::{Class, Tensor, Timings};
@@ -130,14 +136,45 @@ impl Reply {
 }
 
 /// Where a reply goes. A connection takes all its replies through one channel, which saves a task per request.
-#[derive(Debug)]
 pub(crate) enum ReplyTo {
     Once(oneshot::Sender<Reply>),
-    /// Unbounded, but never longer than the connection's limit of requests in flight.
-    Connection {
-        id: u64,
-        replies: mpsc::UnboundedSender<(u64, Reply)>,
-    },
+    Connection(Line),
+}
+
+/// A connection's channel, for one answer.
+pub(crate) struct Line {
+    pub(crate) id: u64,
+    /// Unbounded, but never longer than the connection's bound of unanswered frames.
+    pub(crate) outgoing: mpsc::UnboundedSender<(u64, Outgoing)>,
+    /// Memory the request's body takes, given back with the reply.
+    pub(crate) hold: Option<Hold>,
+}
+
+/// What goes out on a connection.
+pub(crate) enum Outgoing {
+    Reply(Reply),
+    Answer { status: Status, detail: String, json: Vec<u8> },
+}
+
+/// Bytes taken from a budget until it is dropped.
+pub(crate) struct Hold {
+    budget: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Hold {
+    /// Takes `bytes`, unless that makes more than `bytes_max` together.
+    pub(crate) fn take(budget: &Arc<AtomicU64>, bytes: u64, bytes_max: u64) -> Option<Hold> {
+        let take = |held: u64| held.checked_add(bytes).filter(|sum| *sum <= bytes_max);
+        budget.fetch_update(Relaxed, Relaxed, take).ok()?;
+        Some(Hold { budget: budget.clone(), bytes })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.budget.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 impl ReplyTo {
@@ -145,7 +182,7 @@ impl ReplyTo {
     pub(crate) fn send(self, reply: Reply) {
         match self {
             ReplyTo::Once(sender) => drop(sender.send(reply)),
-            ReplyTo::Connection { id, replies } => drop(replies.send((id, reply))),
+            ReplyTo::Connection(line) => line.send(Outgoing::Reply(reply)),
         }
     }
 
@@ -153,8 +190,15 @@ impl ReplyTo {
     pub(crate) fn is_abandoned(&self) -> bool {
         match self {
             ReplyTo::Once(sender) => sender.is_closed(),
-            ReplyTo::Connection { replies, .. } => replies.is_closed(),
+            ReplyTo::Connection(line) => line.outgoing.is_closed(),
         }
+    }
+}
+
+impl Line {
+    pub(crate) fn send(self, outgoing: Outgoing) {
+        drop(self.hold);
+        drop(self.outgoing.send((self.id, outgoing)));
     }
 }
 
@@ -170,6 +214,16 @@ impl Intake {
         let (sender, receiver) = oneshot::channel();
         self.floor.submit(request, ReplyTo::Once(sender));
         receiver
+    }
+
+    /// Counts a refusal a transport made itself, of something that never became a request.
+    pub fn count_refusal(&self, status: Status) {
+        self.floor.outcomes.count(status);
+    }
+
+    /// What a client that asks too much is told to wait, in milliseconds.
+    pub(crate) fn retry_after_ms(&self) -> u32 {
+        self.floor.retry_after_ms()
     }
 
     /// Hands in a request whose reply goes to a connection's channel under `id`.

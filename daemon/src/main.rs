@@ -1,2 +1,5 @@
-//! The daemon.
-fn main() {}
+//! The daemon's program; everything is in the library beside it.
+
+fn main() -> std::process::ExitCode {
+    tractd_daemon::main_exec()
+}

@@ -209,11 +209,8 @@ impl<T> Scheduler<T> {
 
     /// What an idle worker does now; `None` until something is submitted or [`Self::next_deadline`] comes.
     pub fn next(&mut self, now: Instant) -> Option<Work<T>> {
-        if let Some(&(deadline, arrival, model, priority)) = self.deadlines.first()
-            && deadline <= now
-        {
-            let queued = self.unqueue(model, &(Reverse(priority), deadline, arrival));
-            return Some(Work::Expired(queued.job));
+        if let Some(job) = self.expire(now) {
+            return Some(Work::Expired(job));
         }
         let (_, key, id) = self
             .models
@@ -234,6 +231,12 @@ impl<T> Scheduler<T> {
         model.used_us = model.used_us.saturating_add(charged_us);
         let ticket = Ticket { slot: slot_id, model: id, charged_us };
         Some(Work::Run { ticket, queued_us: now.since(queued.arrived), job: queued.job })
+    }
+
+    /// Takes out one queued job whose deadline has passed: for a clock that must answer it while all workers are busy.
+    pub fn expire(&mut self, now: Instant) -> Option<Job<T>> {
+        let &(deadline, arrival, model, priority) = self.deadlines.first()?;
+        (deadline <= now).then(|| self.unqueue(model, &(Reverse(priority), deadline, arrival)).job)
     }
 
     /// Ends a run. `took_us` is what it took, `None` when it was not run after all (nobody waited for it).

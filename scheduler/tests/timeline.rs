@@ -158,6 +158,16 @@ fn expiry_is_exact_and_comes_before_work() {
 }
 
 #[test]
+fn a_clock_takes_only_what_expired() {
+    let (mut s, _) = scheduler(LIMITS, &[A]);
+    s.submit(Instant(0), Job { deadline: Instant(1_500), ..job(A, 1) }).unwrap();
+    s.submit(Instant(0), job(A, 2)).unwrap();
+    assert_eq!(s.expire(Instant(1_499)), None);
+    assert_eq!(s.expire(Instant(1_500)).map(|job| job.payload), Some(1));
+    assert_eq!(s.expire(Instant(1_500)), None);
+}
+
+#[test]
 fn waiting_time_is_told() {
     let (mut s, _) = scheduler(LIMITS, &[A]);
     s.submit(Instant(100), job(A, 1)).unwrap();

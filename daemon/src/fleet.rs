@@ -1,0 +1,293 @@
+//! Which models are served: what is installed and signed, what lies in the local folder, and what became of each.
+//!
+//! One thread owns the answer. It is told what the store holds and when to look again; it opens, proves and loads
+//! off the hot path, and only then routes requests to the result. Trouble with a model is that model's: it is
+//! listed as failed with the reason, and what was served before goes on.
+
+use crate::{
+    floor::{Absent, Floor, Loaded},
+    local,
+    proofs::{Measured, Proofs},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, mpsc},
+};
+use tokio::sync::oneshot;
+use tractd_bundle::{Bundle, Digest, Limits};
+use tractd_engine::{Plan, PlanOptions};
+
+/// Folders of one local model that are tried, from the highest version down, until one loads.
+const VERSIONS_TRIED_MAX: usize = 3;
+
+/// Where models come from and what may be loaded.
+#[derive(Debug, Clone)]
+pub(crate) struct Sources {
+    /// The folder of unsigned models.
+    pub(crate) models_dir: PathBuf,
+    /// Whether they are loaded on a provisioned device.
+    pub(crate) allow_unsigned: bool,
+}
+
+/// What the store holds active.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Signed {
+    /// Whether a root is pinned, or at least may be: then unsigned models need permission.
+    pub(crate) provisioned: bool,
+    /// Each active model, opened and hashed, or why it could not be.
+    pub(crate) models: BTreeMap<String, SignedModel>,
+}
+
+/// One active model of the store.
+#[derive(Debug, Clone)]
+pub(crate) struct SignedModel {
+    pub(crate) version: u64,
+    pub(crate) digest: Digest,
+    pub(crate) previous: Option<u64>,
+    pub(crate) bundle: Result<Bundle, String>,
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// The store's content changed.
+    Signed(Signed),
+    /// Look again; quarantined and failed models get another chance.
+    Reload(Sources),
+    /// End.
+    Stop,
+}
+
+/// A signed model that did not load, for the updater to take back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LoadFailed {
+    pub(crate) name: String,
+    pub(crate) digest: Digest,
+    pub(crate) reason: String,
+}
+
+/// One line of the list of models besides those that are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) version: Option<u64>,
+    /// Of a bundle that could be opened, so that it is not tried again before somebody asks for it.
+    pub(crate) digest: Option<Digest>,
+    pub(crate) signed: bool,
+    pub(crate) reason: String,
+}
+
+/// What the thread lets others see.
+#[derive(Debug, Default)]
+pub(crate) struct Board {
+    /// Written by the fleet's thread, read for a status: never on a request's path.
+    content: Mutex<BoardContent>,
+}
+
+/// See [`Board`].
+#[derive(Debug, Clone, Default)]
+pub(crate) struct BoardContent {
+    /// What failed, by name. A name may be served (an older version) and failed (a newer one) at once.
+    pub(crate) failures: BTreeMap<String, Failure>,
+    /// What is being loaded.
+    pub(crate) loading: BTreeSet<String>,
+    /// What a revert would put back, by name.
+    pub(crate) previous: BTreeMap<String, u64>,
+    /// Golden vectors that held, by digest.
+    pub(crate) golden: BTreeMap<Digest, usize>,
+}
+
+impl Board {
+    pub(crate) fn content(&self) -> MutexGuard<'_, BoardContent> {
+        self.content.lock().expect("nothing panics while writing the board")
+    }
+}
+
+/// The thread's state.
+pub(crate) struct Fleet {
+    pub(crate) floor: Arc<Floor>,
+    pub(crate) proofs: Arc<Proofs>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) sources: Sources,
+    pub(crate) failed: Box<dyn Fn(LoadFailed) + Send>,
+}
+
+impl Fleet {
+    /// Runs until told to stop. The first command must be [`Command::Signed`], so that the trust rule is known
+    /// before anything is loaded; `ready` hears once everything found at the start was tried.
+    pub(crate) fn run(mut self, commands: &mpsc::Receiver<Command>, ready: oneshot::Sender<()>) {
+        let mut signed = Signed::default();
+        let mut ready = Some(ready);
+        while let Ok(command) = commands.recv() {
+            let again = matches!(command, Command::Reload(_));
+            match command {
+                Command::Signed(now) => signed = now,
+                Command::Reload(sources) => self.sources = sources,
+                Command::Stop => return,
+            }
+            self.sync(&signed, again);
+            if let Some(ready) = ready.take() {
+                self.floor.started();
+                let _ = ready.send(());
+            }
+        }
+    }
+
+    /// Makes what is served what should be. `again` gives crashed and failed models another try.
+    fn sync(&self, signed: &Signed, again: bool) {
+        self.board.content().previous =
+            signed.models.iter().filter_map(|(name, model)| Some((name.clone(), model.previous?))).collect();
+        let mut wanted = BTreeSet::new();
+        for (name, model) in &signed.models {
+            wanted.insert(name.clone());
+            self.sync_signed(name, model, again);
+        }
+        for found in local::scan(&self.sources.models_dir) {
+            if signed.models.contains_key(&found.name) {
+                log::warn!(model = &*found.name; "a local model of a signed name is passed over");
+                continue;
+            }
+            wanted.insert(found.name.clone());
+            if signed.provisioned && !self.sources.allow_unsigned {
+                let reason = "unsigned, and this device takes signed models only (allow_unsigned = false)";
+                self.floor.remove(&found.name);
+                self.fail(
+                    &found.name,
+                    Failure { version: None, digest: None, signed: false, reason: reason.into() },
+                );
+                continue;
+            }
+            self.sync_local(&found, again);
+        }
+        self.forget_all_but(&wanted);
+    }
+
+    fn sync_signed(&self, name: &str, model: &SignedModel, again: bool) {
+        if self.serves(name, model.digest, true, again) {
+            self.board.content().failures.remove(name);
+            return;
+        }
+        let outcome = match &model.bundle {
+            Ok(bundle) => self.load(name, bundle, true, again),
+            Err(reason) => Err(reason.clone()),
+        };
+        match outcome {
+            Ok(()) => drop(self.board.content().failures.remove(name)),
+            Err(reason) => {
+                let digest = model.bundle.as_ref().ok().map(|bundle| bundle.digest);
+                let failure =
+                    Failure { version: Some(model.version), digest, signed: true, reason: reason.clone() };
+                self.fail(name, failure);
+                (self.failed)(LoadFailed { name: name.to_owned(), digest: model.digest, reason });
+            }
+        }
+    }
+
+    fn sync_local(&self, found: &local::Found, again: bool) {
+        let mut failure = None;
+        for dir in found.dirs.iter().take(VERSIONS_TRIED_MAX) {
+            match self.try_local(&found.name, dir, again) {
+                Ok(()) => break,
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        match failure {
+            Some(failure) => self.fail(&found.name, failure),
+            None => drop(self.board.content().failures.remove(&found.name)),
+        }
+    }
+
+    fn try_local(&self, name: &str, dir: &Path, again: bool) -> Result<(), Failure> {
+        let version = dir.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let mut failure = Failure { version, digest: None, signed: false, reason: String::new() };
+        let bundle = match Bundle::open(dir, &Limits::default()) {
+            Ok(bundle) => bundle,
+            Err(error) => return Err(Failure { reason: error.to_string(), ..failure }),
+        };
+        failure.version = Some(bundle.version());
+        failure.digest = Some(bundle.digest);
+        if bundle.name() != name {
+            let reason = format!("its manifest calls it {:?}, its folder {name:?}", bundle.name());
+            return Err(Failure { reason, ..failure });
+        }
+        if self.serves(name, bundle.digest, false, again) {
+            return Ok(());
+        }
+        self.load(name, &bundle, false, again).map_err(|reason| Failure { reason, ..failure })
+    }
+
+    /// Whether this very bundle answers already; a crashed one only counts until somebody asks for another try.
+    fn serves(&self, name: &str, digest: Digest, signed: bool, again: bool) -> bool {
+        self.floor.loaded(name).is_some_and(|(loaded, quarantined)| {
+            loaded.plan.digest() == digest && loaded.signed == signed && !(quarantined && again)
+        })
+    }
+
+    fn load(&self, name: &str, bundle: &Bundle, signed: bool, again: bool) -> Result<(), String> {
+        if let Some(failure) = self.board.content().failures.get(name)
+            && failure.digest == Some(bundle.digest)
+            && !again
+        {
+            return Err(failure.reason.clone());
+        }
+        self.board.content().loading.insert(name.to_owned());
+        let served = self.floor.loaded(name);
+        if served.is_none() {
+            self.floor.set_absent(name, Some(Absent::Loading));
+        }
+        let outcome = self.prove_and_install(name, bundle, signed);
+        self.board.content().loading.remove(name);
+        match &outcome {
+            Ok(measured) => {
+                self.board.content().golden.insert(bundle.digest, measured.golden);
+                log::info!(
+                    model = name, version = bundle.version(), digest = bundle.digest.short(), signed;
+                    "model loaded"
+                );
+            }
+            Err(_) => self.floor.announce(),
+        }
+        outcome.map(drop)
+    }
+
+    fn prove_and_install(&self, name: &str, bundle: &Bundle, signed: bool) -> Result<Measured, String> {
+        let measured = self.proofs.prove(bundle).map_err(|refusal| refusal.to_string())?;
+        let plan = Plan::load(bundle, &PlanOptions::default()).map_err(|error| error.to_string())?;
+        let stats = self.floor.loaded(name).map(|(served, _)| served.stats.clone()).unwrap_or_default();
+        let loaded = Loaded {
+            plan: Arc::new(plan),
+            name: name.into(),
+            signed,
+            peak_bytes: measured.peak_bytes,
+            service_us: measured.infer_us,
+            stats,
+        };
+        self.floor.install(loaded).map_err(|error| error.to_string())?;
+        Ok(measured)
+    }
+
+    fn fail(&self, name: &str, failure: Failure) {
+        let former = self.board.content().failures.insert(name.to_owned(), failure.clone());
+        if former.as_ref() != Some(&failure) {
+            log::error!(model = name, version:? = failure.version; "model not loaded: {}", failure.reason);
+        }
+        let served = self.floor.loaded(name).is_some();
+        self.floor.set_absent(name, (!served).then_some(Absent::Failed(failure.reason)));
+    }
+
+    fn forget_all_but(&self, wanted: &BTreeSet<String>) {
+        for (loaded, ..) in self.floor.all_loaded() {
+            if !wanted.contains(&*loaded.name) {
+                log::info!(model = &*loaded.name; "model removed");
+                self.floor.remove(&loaded.name);
+            }
+        }
+        let mut content = self.board.content();
+        let gone: Vec<String> =
+            content.failures.keys().filter(|name| !wanted.contains(*name)).cloned().collect();
+        for name in gone {
+            content.failures.remove(&name);
+            self.floor.set_absent(&name, None);
+        }
+    }
+}

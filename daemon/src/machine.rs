@@ -1,0 +1,84 @@
+//! What the machine, or the control group, gives the daemon.
+
+use std::{
+    fs,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    thread,
+};
+
+/// Part of the memory models may take when nothing says otherwise, in percent; the rest is for requests, the
+/// trial of the next model, and everybody else.
+const MODELS_MEMORY_PERCENT: u64 = 80;
+
+/// Memory assumed when nothing tells, in bytes.
+const MEMORY_UNKNOWN_BYTES: u64 = 1 << 30;
+
+/// Processors this process may use; honours CPU quotas and affinity.
+pub(crate) fn processors() -> NonZeroUsize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Memory models may take together.
+pub(crate) fn models_memory_bytes() -> u64 {
+    let total = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_total_bytes(&text));
+    let group = fs::read_to_string("/proc/self/cgroup")
+        .ok()
+        .and_then(|text| group_limit_bytes(Path::new("/sys/fs/cgroup"), &group_path(&text)?));
+    let memory = total.into_iter().chain(group).min().unwrap_or(MEMORY_UNKNOWN_BYTES);
+    memory / 100 * MODELS_MEMORY_PERCENT
+}
+
+/// Where state is kept when nothing says otherwise.
+pub(crate) fn default_state_dir() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if rustix::process::geteuid().is_root() {
+        return "/var/lib/tractd".into();
+    }
+    set("XDG_STATE_HOME")
+        .or_else(|| Some(set("HOME")?.join(".local/state")))
+        .unwrap_or_else(|| format!("/tmp/tractd-{}", rustix::process::geteuid().as_raw()).into())
+        .join("tractd")
+}
+
+fn mem_total_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The unified hierarchy's line: `0::/path`.
+fn group_path(cgroup: &str) -> Option<PathBuf> {
+    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(PathBuf::from(path))
+}
+
+/// The smallest `memory.max` from the group up to the root. Raspberry Pi kernels have none.
+fn group_limit_bytes(root: &Path, group: &Path) -> Option<u64> {
+    group
+        .ancestors()
+        .filter_map(|group| fs::read_to_string(root.join(group).join("memory.max")).ok()?.trim().parse().ok())
+        .min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_limit_up_the_tree_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let group = group_path("1:cpu:/x\n0::/system.slice/tractd.service\n").unwrap();
+        fs::create_dir_all(root.path().join(&group)).unwrap();
+        assert_eq!(group_limit_bytes(root.path(), &group), None);
+        fs::write(root.path().join(&group).join("memory.max"), "max\n").unwrap();
+        assert_eq!(group_limit_bytes(root.path(), &group), None);
+        fs::write(root.path().join("system.slice/memory.max"), "1000\n").unwrap();
+        assert_eq!(group_limit_bytes(root.path(), &group), Some(1000));
+    }
+
+    #[test]
+    fn total_memory_is_in_kibibytes() {
+        assert_eq!(mem_total_bytes("MemTotal:        2048 kB\nMemFree: 1 kB\n"), Some(2048 * 1024));
+        assert_eq!(mem_total_bytes("nonsense"), None);
+    }
+}
