@@ -1,2 +1,5 @@
-//! The command-line tool.
-fn main() {}
+//! The command-line tool for tractd.
+
+fn main() -> std::process::ExitCode {
+    tractd_ctl::main()
+}

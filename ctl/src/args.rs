@@ -1,0 +1,306 @@
+//! What can be typed: every verb, its options, and one example that can be pasted.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::at::At;
+
+/// Run models through tractd, pack them, publish them, and provision devices.
+#[derive(Debug, Parser)]
+#[command(name = "tractctl", version, max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Send one input to a model and print its answer
+    Infer(Infer),
+    /// List the models a daemon serves
+    Models(Ask),
+    /// Show a daemon's health, counters and latencies
+    Status(Ask),
+    /// Pack a model folder into one deterministic bundle file
+    Pack(Pack),
+    /// Keep a signed registry of models (plain static files)
+    #[command(subcommand)]
+    Registry(Registry),
+    /// Give a device its root of trust, its registry and its name
+    #[command(subcommand)]
+    Device(Device),
+    /// Ask a daemon about updates
+    #[command(subcommand)]
+    Update(Update),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tractctl infer digits --image seven.png
+  tractctl infer digits --input seven.npy --at mqtt://broker.local:1883/kitchen
+  tractctl infer digits@2 --json request.json --json | jq .classes
+
+A request file is {\"inputs\": {\"NAME\": [nested numbers]}}, or the nested numbers alone where the
+model has one input. `-` reads standard input.")]
+pub(crate) struct Infer {
+    /// Model, or model@version, or model@label
+    pub(crate) model: String,
+    /// JPEG or PNG; the daemon resizes and normalises it as the model declares
+    #[arg(long, value_name = "FILE", group = "source")]
+    pub(crate) image: Option<PathBuf>,
+    /// NumPy array (.npy), little-endian, row-major
+    #[arg(long, value_name = "FILE.npy", group = "source")]
+    pub(crate) input: Option<PathBuf>,
+    /// With FILE: a request as JSON. Alone: print the answer as JSON
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "", action = clap::ArgAction::Append)]
+    pub(crate) json: Vec<String>,
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Give up after this many milliseconds (the daemon refuses work it cannot finish in time)
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) deadline_ms: Option<u32>,
+    /// How many classes to print, best first
+    #[arg(long, value_name = "K", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) top: u16,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tractctl models
+  tractctl status --json | jq .
+  tractctl status --at unix:/run/tractd/tractd.sock")]
+pub(crate) struct Ask {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Print the daemon's JSON as it is
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which daemon is meant.
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// unix:PATH or mqtt://[user@]host[:port][/node] (password: TRACTD_MQTT_PASSWORD);
+    /// default: TRACTD_SOCKET, then the system's socket, then the user's
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) at: Option<At>,
+    /// Topic prefix on the broker
+    #[arg(long, value_name = "PREFIX", default_value = tractd_wire::topic::Prefix::DEFAULT.as_str())]
+    pub(crate) prefix: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl pack models/digits            # writes digits-1.tractd.tar.zst here
+
+The same folder always gives the same bytes, on every machine.")]
+pub(crate) struct Pack {
+    /// Folder with manifest.toml and model.onnx
+    pub(crate) dir: PathBuf,
+    /// File or existing folder to write to [default: NAME-VERSION.tractd.tar.zst]
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Registry {
+    /// Make an empty registry and its signing keys
+    Init(RegistryInit),
+    /// Sign a bundle into the registry, as one team's genuine model
+    Add(RegistryAdd),
+    /// Tell a group of devices which model version to run
+    Publish(RegistryPublish),
+    /// Sign anew what would expire; to be run daily
+    Refresh(RegistryRefresh),
+    /// Show every role's version and expiry
+    Status(RegistryStatus),
+    /// Serve a registry folder over HTTP, for trying things out
+    Serve(RegistryServe),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl registry init registry --team vision
+  # then keep keys/root-*.age offline: two of three replace every other key")]
+pub(crate) struct RegistryInit {
+    /// Folder to make; whatever serves static files can serve it
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    /// A team that may sign models (repeatable)
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub(crate) team: Vec<String>,
+    /// scrypt work factor (log2) of the key files [default: about a second of this machine each]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=22))]
+    pub(crate) work_factor: Option<u8>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl registry add digits-1.tractd.tar.zst --registry registry --team vision")]
+pub(crate) struct RegistryAdd {
+    /// Bundle file that `tractctl pack` wrote
+    pub(crate) bundle: PathBuf,
+    /// Registry folder
+    #[arg(long, value_name = "DIR", default_value = "registry")]
+    pub(crate) registry: PathBuf,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    /// The team that vouches for it
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub(crate) team: String,
+    /// Devices never go below this version again
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) min_version: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl registry publish digits@2 --registry registry --group kitchen")]
+pub(crate) struct RegistryPublish {
+    /// MODEL@VERSION, as added before
+    pub(crate) model: String,
+    /// Registry folder
+    #[arg(long, value_name = "DIR", default_value = "registry")]
+    pub(crate) registry: PathBuf,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    /// The group of devices that shall run it
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) group: String,
+    /// Share of the group; the same devices stay in it as it grows
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) percent: u8,
+    /// Let devices go back to it from a higher version
+    #[arg(long)]
+    pub(crate) rollback: bool,
+    /// A new rollout of a version that is out already: devices that refused it try again
+    #[arg(long)]
+    pub(crate) again: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl registry refresh --registry registry
+
+Needs the keys of timestamp and snapshot; others only when their role is near its end.")]
+pub(crate) struct RegistryRefresh {
+    /// Registry folder
+    #[arg(long, value_name = "DIR", default_value = "registry")]
+    pub(crate) registry: PathBuf,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl registry status --registry registry")]
+pub(crate) struct RegistryStatus {
+    /// Registry folder
+    #[arg(long, value_name = "DIR", default_value = "registry")]
+    pub(crate) registry: PathBuf,
+    #[command(flatten)]
+    pub(crate) keys: Keys,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl registry serve registry --listen 127.0.0.1:8080
+
+Plain HTTP is enough: devices trust signatures, not the server. For real use, any web server will do.")]
+pub(crate) struct RegistryServe {
+    /// Registry folder
+    #[arg(default_value = "registry")]
+    pub(crate) dir: PathBuf,
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: std::net::SocketAddr,
+}
+
+/// Where the signing keys are and how they are opened.
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    /// Folder of encrypted keys [default: `keys` beside the registry folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keys: Option<PathBuf>,
+    /// File whose first line is the passphrase [else TRACTD_KEY_PASSPHRASE, else a prompt]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Device {
+    /// Pin a root of trust, a registry and a name into a device's state folder
+    Provision(DeviceProvision),
+    /// Show what a device was provisioned with
+    Show(DeviceShow),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl device provision --root registry/metadata/1.root.json \\
+      --registry http://registry.local:8080 --node kitchen-1 --group kitchen")]
+pub(crate) struct DeviceProvision {
+    /// Root metadata to pin (from a place you trust, not from the registry's own server)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) root: PathBuf,
+    /// http://, https:// or file:// address of the registry, or its folder
+    #[arg(long, value_name = "URL")]
+    pub(crate) registry: String,
+    /// The device's own name on MQTT and in rollouts [default: a hash of its machine id]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// The group whose rollouts it follows
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) group: String,
+    #[command(flatten)]
+    pub(crate) state: State,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl device show --state /var/lib/tractd")]
+pub(crate) struct DeviceShow {
+    #[command(flatten)]
+    pub(crate) state: State,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct State {
+    /// The daemon's state folder [default: /var/lib/tractd as root, else ~/.local/state/tractd]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Update {
+    /// Have the daemon ask its registry now
+    #[command(after_help = "Example:
+  tractctl update check")]
+    Check(Ask),
+}

@@ -1,0 +1,182 @@
+//! Request and reply through a broker, MQTT 5. The only file of this crate that names rumqttc.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rumqttc::NetworkOptions;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet, PubAckReason, PublishProperties};
+use rumqttc::v5::{Client, ConnectionError, Event, MqttOptions};
+use tractd_wire::topic::{Format, Node, Prefix, RequestTopic, Topic, Word};
+use tractd_wire::{Name, Selector};
+
+use crate::at::ANY_NODE;
+
+/// Largest reply taken from a broker, in bytes: the default of the daemon's own requests, and some head.
+const PACKET_LEN_MAX: u32 = tractd_wire::BODY_LEN_MAX + 64 * 1024;
+/// What a reply may take beyond the request's own deadline.
+const GRACE: Duration = Duration::from_secs(5);
+/// What a reply may take where the daemon's default deadline holds.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The variable that holds the broker's password.
+const PASSWORD: &str = "TRACTD_MQTT_PASSWORD";
+
+/// A broker and the node behind it.
+#[derive(Debug, Clone)]
+pub struct Road<'a> {
+    /// Host of the broker.
+    pub host: &'a str,
+    /// Its port.
+    pub port: u16,
+    /// Who logs in, if anybody.
+    pub user: Option<&'a str>,
+    /// The node, or `_any`.
+    pub node: &'a str,
+    /// `tractd/v1` unless the operator chose another.
+    pub prefix: &'a str,
+}
+
+/// Sends `payload` to `model` and waits for the reply's payload.
+pub fn ask(
+    road: &Road<'_>,
+    model: &str,
+    format: Format,
+    payload: Vec<u8>,
+    deadline_ms: u32,
+) -> Result<Vec<u8>> {
+    // The name is in the request's topic and in the reply's: nobody else may be using it on this broker.
+    let client_id = format!("tractctl-{}-{:08x}", std::process::id(), unique());
+    let request = RequestTopic {
+        node: match road.node {
+            ANY_NODE => Node::Any,
+            name => Node::Named(Name::parse(name)?),
+        },
+        model: Selector::parse(model)?,
+        format,
+        client: Word::parse(&client_id)?,
+        id: None,
+    };
+    let prefix = Prefix::parse(road.prefix)?;
+    let reply_topic = request.reply().under(prefix).to_string();
+    let request_topic = Topic::Request(request).under(prefix).to_string();
+    let patience = match deadline_ms {
+        0 => PATIENCE,
+        ms => Duration::from_millis(ms.into()) + GRACE,
+    };
+    let at = format!("{}:{}", road.host, road.port);
+    let nobody = || {
+        format!(
+            "no node listens to {request_topic}; the connected ones: \
+             mosquitto_sub -h {} -p {} -v -W 1 -t '{}/+/status'",
+            road.host, road.port, road.prefix
+        )
+    };
+    let (client, mut connection) = Client::new(options(road, &client_id)?, 8);
+    client.subscribe(&reply_topic, QoS::AtLeastOnce)?;
+    let until = Instant::now() + patience;
+    let mut payload = Some(payload);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let Ok(event) = connection.recv_timeout(left) else {
+            bail!("no reply through {at} within {} ms: {}", patience.as_millis(), nobody());
+        };
+        let packet = match event {
+            Ok(Event::Incoming(packet)) => packet,
+            Ok(Event::Outgoing(_)) => continue,
+            Err(error) => return Err(broker_error(error)).with_context(|| format!("the broker at {at}")),
+        };
+        match packet {
+            Packet::ConnAck(ack) => {
+                let limit = ack.properties.and_then(|properties| properties.max_packet_size);
+                let size = payload.as_ref().map_or(0, Vec::len);
+                // A packet above the broker's limit would end the connection without a word.
+                if limit.is_some_and(|limit| size as u64 + 1024 > limit.into()) {
+                    bail!("the input has {size} bytes; the broker at {at} takes no packet of that size");
+                }
+            }
+            Packet::SubAck(ack) => {
+                if ack
+                    .return_codes
+                    .iter()
+                    .any(|code| !matches!(code, rumqttc::v5::mqttbytes::v5::SubscribeReasonCode::Success(_)))
+                {
+                    bail!("the broker at {at} does not let us read {reply_topic}; see its access list");
+                }
+                let properties = PublishProperties {
+                    response_topic: Some(reply_topic.clone()),
+                    correlation_data: Some(client_id.clone().into_bytes().into()),
+                    message_expiry_interval: Some(
+                        u32::try_from(patience.as_secs()).unwrap_or(u32::MAX).max(1),
+                    ),
+                    ..PublishProperties::default()
+                };
+                let bytes = payload.take().unwrap_or_default();
+                client.publish_with_properties(&request_topic, QoS::AtLeastOnce, false, bytes, properties)?;
+            }
+            Packet::PubAck(ack) => match ack.reason {
+                PubAckReason::Success => {}
+                PubAckReason::NoMatchingSubscribers => bail!(nobody()),
+                PubAckReason::NotAuthorized => {
+                    bail!("the broker at {at} does not let us write {request_topic}; see its access list")
+                }
+                other => bail!("the broker at {at} did not take the request: {other:?}"),
+            },
+            Packet::Publish(publish) if publish.topic.as_ref() == reply_topic.as_bytes() => {
+                return Ok(publish.payload.to_vec());
+            }
+            Packet::Disconnect(bye) => bail!("the broker at {at} hung up: {:?}", bye.reason_code),
+            _ => {}
+        }
+    }
+}
+
+fn options(road: &Road<'_>, client_id: &str) -> Result<MqttOptions> {
+    let mut options = MqttOptions::new(client_id, road.host, road.port);
+    options.set_keep_alive(Duration::from_secs(30));
+    options.set_max_packet_size(Some(PACKET_LEN_MAX));
+    // Without this, Nagle's algorithm and delayed acknowledgements cost 40 ms a side.
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    options.set_network_options(network);
+    if let Some(user) = road.user {
+        let password =
+            std::env::var(PASSWORD).with_context(|| format!("set {PASSWORD} to the password of {user}"))?;
+        options.set_credentials(user, password);
+    }
+    Ok(options)
+}
+
+fn broker_error(error: ConnectionError) -> anyhow::Error {
+    match error {
+        ConnectionError::Io(error) => anyhow::anyhow!("cannot be reached: {error}"),
+        ConnectionError::ConnectionRefused(code) => match code {
+            ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
+                anyhow::anyhow!("wants a login: mqtt://USER@host and {PASSWORD}")
+            }
+            other => anyhow::anyhow!("refused the connection: {other:?}"),
+        },
+        other => anyhow::anyhow!("{other}"),
+    }
+}
+
+/// Differs between calls within a process and, with the process id, between processes.
+fn unique() -> u32 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.subsec_nanos() ^ (now.as_secs() as u32).rotate_left(16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_is_not_there_is_said() {
+        // Free a moment ago, so that nobody listens there.
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        drop(socket);
+        let road = Road { host: "127.0.0.1", port, user: None, node: "_any", prefix: "tractd/v1" };
+        let error = format!("{:#}", ask(&road, "m", Format::Json, vec![], 100).unwrap_err());
+        assert!(error.starts_with(&format!("the broker at 127.0.0.1:{port}: cannot be reached")), "{error}");
+    }
+}

@@ -1,0 +1,100 @@
+//! `tractctl device provision` and `device show`.
+
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+use serde_json::json;
+use tractd_update::{Device, Provisioned};
+use url::Url;
+
+use super::Failure;
+use crate::args::{DeviceProvision, DeviceShow};
+use crate::at::default_state_dir;
+use crate::print::{out, render, table};
+
+/// Pins a root of trust, a registry and a name into a device's state folder.
+pub(crate) fn provision(args: &DeviceProvision) -> Result<(), Failure> {
+    let state = args.state.state.clone().unwrap_or_else(default_state_dir);
+    let node = match &args.node {
+        Some(node) => node.clone(),
+        None => tractd_update::node_id().context("give the device a name with --node")?,
+    };
+    tractd_wire::Name::parse(&node).map_err(|error| Failure::Usage(format!("--node {node:?}: {error}")))?;
+    tractd_wire::Name::parse(&args.group)
+        .map_err(|error| Failure::Usage(format!("--group {:?}: {error}", args.group)))?;
+    let root_json =
+        std::fs::read(&args.root).with_context(|| format!("cannot read the root {}", args.root.display()))?;
+    let what =
+        Provisioned { root_json, registry: registry_url(&args.registry)?, node, group: args.group.clone() };
+    tractd_update::provision(&state, &what)?;
+    let line = if args.json {
+        json!({
+            "state": state, "registry": what.registry.as_str(), "node": what.node, "group": what.group,
+        })
+        .to_string()
+    } else {
+        format!(
+            "{} of group {} now takes models from {} (state: {}); restart tractd to begin",
+            what.node,
+            what.group,
+            what.registry,
+            state.display()
+        )
+    };
+    Ok(out(&line)?)
+}
+
+/// Shows what a device was provisioned with.
+pub(crate) fn show(args: &DeviceShow) -> Result<(), Failure> {
+    let state = args.state.state.clone().unwrap_or_else(default_state_dir);
+    let device = Device::open(&state)?.ok_or_else(|| {
+        anyhow!("{} is not provisioned; `tractctl device provision` does that", state.display())
+    })?;
+    let fields = [
+        ("node", device.node.as_str()),
+        ("group", device.group.as_str()),
+        ("registry", device.registry.as_str()),
+    ];
+    if args.json {
+        let mut line = json!({ "state": state });
+        for (name, value) in fields {
+            line[name] = value.into();
+        }
+        return Ok(out(&line.to_string())?);
+    }
+    let mut rows = table(&[]);
+    rows.add_row(["state", &state.display().to_string()]);
+    for (name, value) in fields {
+        rows.add_row([name, value]);
+    }
+    Ok(out(&render(rows, &[]))?)
+}
+
+/// An address, or the path of a folder on this machine.
+fn registry_url(text: &str) -> Result<Url, Failure> {
+    if text.contains("://") {
+        return Url::parse(text).map_err(|error| Failure::Usage(format!("--registry {text:?}: {error}")));
+    }
+    let path = std::fs::canonicalize(Path::new(text))
+        .with_context(|| format!("--registry {text} is neither an address nor a folder here"))?;
+    Url::from_directory_path(&path).map_err(|()| anyhow!("{} has no file:// address", path.display()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_is_an_address_or_a_folder() {
+        assert_eq!(registry_url("http://r:8080").unwrap().as_str(), "http://r:8080/");
+        let dir = tempfile::tempdir().unwrap();
+        let url = registry_url(dir.path().to_str().unwrap()).unwrap();
+        assert_eq!(url.scheme(), "file");
+        let Failure::Error(error) = registry_url("no-such-folder").unwrap_err() else { panic!("usage") };
+        let text = format!("{error:#}");
+        assert!(
+            text.starts_with("--registry no-such-folder is neither an address nor a folder here"),
+            "{text}"
+        );
+    }
+}

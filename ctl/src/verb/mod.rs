@@ -1,0 +1,61 @@
+//! The verbs. Each file is one of them: what was typed in, what is printed out.
+
+mod device;
+mod infer;
+mod pack;
+mod registry;
+mod see;
+
+use crate::args::{Device, Registry, Update, Verb};
+use crate::at::{At, default_at};
+use crate::socket::Socket;
+
+/// Why a verb did not end well.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// A daemon said no; what it said is printed already.
+    Refused,
+    /// What was typed cannot be meant.
+    Usage(String),
+    /// Anything else.
+    Error(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// Does what was asked for.
+pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Infer(args) => infer::infer(args),
+        Verb::Models(ask) => see::models(&ask),
+        Verb::Status(ask) => see::status(&ask),
+        Verb::Pack(args) => pack::pack(&args),
+        Verb::Registry(Registry::Init(args)) => registry::init(&args),
+        Verb::Registry(Registry::Add(args)) => registry::add(&args),
+        Verb::Registry(Registry::Publish(args)) => registry::publish(&args),
+        Verb::Registry(Registry::Refresh(args)) => registry::refresh(&args),
+        Verb::Registry(Registry::Status(args)) => registry::status(&args),
+        Verb::Registry(Registry::Serve(args)) => registry::serve(&args),
+        Verb::Device(Device::Provision(args)) => device::provision(&args),
+        Verb::Device(Device::Show(args)) => device::show(&args),
+        Verb::Update(Update::Check(ask)) => see::check_updates(&ask),
+    }
+}
+
+/// A connection to the daemon meant, for verbs that only the socket answers.
+fn connect(at: Option<&At>, prefix: &str) -> Result<Socket, Failure> {
+    match at.cloned().unwrap_or_else(default_at) {
+        At::Unix(path) => Ok(Socket::connect(&path)?),
+        At::Mqtt { host, port, node, .. } => {
+            let node = if node == crate::at::ANY_NODE { "+" } else { node.as_str() };
+            Err(Failure::Usage(format!(
+                "this verb asks a socket (--at unix:PATH); over MQTT a node tells of itself: \
+                 mosquitto_sub -h {host} -p {port} -v -t '{prefix}/{node}/#'"
+            )))
+        }
+    }
+}
