@@ -1,0 +1,279 @@
+//! MQTT: requests in, replies out, and what the node says about itself. `docs/mqtt.md` is the contract.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `config` | the `[mqtt]` section, checked |
+//! | `client` | one connection; the only file that names rumqttc |
+//! | `exchange`, `json` | publishes to requests, replies to publishes |
+//! | `outbox`, `repeats` | what must reach the broker, and what came twice |
+//! | `room` | the decisions: events and time in, effects out |
+//! | here | the shell: waits for what happens, and does what was decided |
+//!
+//! What it deliberately does not do: QoS 2, wildcards in replies, work of its own. A broker that is absent costs a
+//! log line and nothing else.
+
+mod backoff;
+mod client;
+mod config;
+mod exchange;
+mod json;
+mod message;
+mod outbox;
+mod repeats;
+mod room;
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use self::backoff::Backoff;
+use self::client::{Connection, Full, Loss};
+use self::room::{Effect, Event, Now, Room};
+use crate::intake::{Intake, Line, Outgoing, ReplyTo};
+use crate::observe::Observer;
+
+pub use config::{Config, Settings};
+
+/// How often the clock is looked at when nothing happens: the grain of everything that waits.
+const TICK: Duration = Duration::from_secs(1);
+/// Keep-alives without a sign of life after which a broker counts as dead. rumqttc itself has no write timeout on
+/// MQTT 5, so a frozen broker would hold it for ever.
+const SILENT_KEEP_ALIVES: u32 = 2;
+/// Longest the farewell may take, beyond which the broker publishes our will instead.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Serves requests from the broker until `shutdown` turns true. Nothing else ends it: it reconnects for ever.
+pub async fn run(
+    settings: Settings,
+    node: String,
+    intake: Intake,
+    observer: Observer,
+    shutdown: watch::Receiver<bool>,
+) {
+    // Std's hasher keys are the operating system's randomness, which is all that is needed here.
+    let seed = RandomState::new().hash_one(&node);
+    let room = Room::new(&settings, &node, format!("{seed:016x}"));
+    let (replies, replied) = mpsc::unbounded_channel();
+    let shell = Shell {
+        link: Link::Down { until: Instant::now() },
+        room,
+        backoff: Backoff::new(seed),
+        started: Instant::now(),
+        heard: Instant::now(),
+        keep_alive: settings.keep_alive,
+        connected_at: None,
+        forget_session: false,
+        stalled: None,
+        said: None,
+        settings,
+        intake,
+        replies,
+    };
+    shell.run(observer, replied, shutdown).await;
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Connected,
+    /// By the kind of loss: that a broker back on its feet now refuses us is news.
+    Lost(std::mem::Discriminant<Loss>),
+}
+
+enum Link {
+    Down { until: Instant },
+    Up(Box<Connection>),
+}
+
+struct Shell {
+    settings: Settings,
+    room: Room,
+    link: Link,
+    backoff: Backoff,
+    started: Instant,
+    /// When the broker last gave a sign of life.
+    heard: Instant,
+    /// The keep-alive in force, which the broker may have imposed.
+    keep_alive: Duration,
+    connected_at: Option<Instant>,
+    /// The session holds a message that would cost every connection; the next one starts without it.
+    forget_session: bool,
+    /// What the connection had no room for.
+    stalled: Option<Effect>,
+    /// The state last logged, so that a broker that stays away is mentioned once and not at every attempt.
+    said: Option<Said>,
+    intake: Intake,
+    replies: mpsc::UnboundedSender<(u64, Outgoing)>,
+}
+
+impl Shell {
+    async fn run(
+        mut self,
+        observer: Observer,
+        mut replied: mpsc::UnboundedReceiver<(u64, Outgoing)>,
+        mut shutdown: watch::Receiver<bool>,
+    ) {
+        let mut changed = observer.changed();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let metrics_wanted = self.settings.metrics_interval.is_some();
+        let mut metrics = interval(self.settings.metrics_interval.unwrap_or(TICK));
+        metrics.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        metrics.tick().await;
+        self.room.handle(self.now(), Event::Models(observer.models()));
+        let mut models_watched = true;
+        loop {
+            let event = tokio::select! {
+                event = self.link.next() => Event::Link(event),
+                Some((job, Outgoing::Reply(reply))) = replied.recv() => Event::Reply { job, reply },
+                alive = changed.changed(), if models_watched => {
+                    models_watched = alive.is_ok();
+                    Event::Models(observer.models())
+                }
+                _ = metrics.tick(), if metrics_wanted => Event::Metrics(observer.status()),
+                _ = tick.tick() => Event::Tick,
+                _ = shutdown.wait_for(|down| *down) => break,
+            };
+            self.step(event);
+        }
+        self.farewell(replied).await;
+    }
+
+    /// Finishes what is in hand and says goodbye, as far as there is somebody to say it to.
+    async fn farewell(&mut self, mut replied: mpsc::UnboundedReceiver<(u64, Outgoing)>) {
+        let deadline = Instant::now() + FAREWELL;
+        self.step(Event::Drain);
+        while self.room.is_connected() {
+            let event = tokio::select! {
+                event = self.link.next() => Event::Link(event),
+                Some((job, Outgoing::Reply(reply))) = replied.recv() => Event::Reply { job, reply },
+                () = sleep_until(deadline) => {
+                    log::warn!("the broker did not take our farewell in {} s", FAREWELL.as_secs());
+                    return;
+                }
+            };
+            self.step(event);
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let event = match event {
+            Event::Link(event) => {
+                self.watch(&event);
+                Event::Link(event)
+            }
+            Event::Tick => self.overdue().map_or(Event::Tick, |loss| {
+                let event = client::Event::Lost(loss);
+                self.watch(&event);
+                Event::Link(event)
+            }),
+            other => other,
+        };
+        self.room.handle(self.now(), event);
+        self.carry_out();
+        self.reopen();
+    }
+
+    /// Keeps the link's own books: who is alive since when, and when to try again.
+    fn watch(&mut self, event: &client::Event) {
+        match event {
+            client::Event::Sent => {}
+            client::Event::Connected(granted) => {
+                self.heard = Instant::now();
+                self.connected_at = Some(self.heard);
+                self.keep_alive = granted.keep_alive.unwrap_or(self.settings.keep_alive);
+                self.forget_session = false;
+                let address = self.settings.address.clone();
+                self.say(
+                    log::Level::Info,
+                    Said::Connected,
+                    format_args!("connected to the broker at {address}"),
+                );
+            }
+            client::Event::Lost(loss) => self.lost(loss),
+            client::Event::Closed => self.link = Link::Down { until: Instant::now() },
+            _ => self.heard = Instant::now(),
+        }
+    }
+
+    fn lost(&mut self, loss: &Loss) {
+        let held = self.connected_at.take().map_or(Duration::ZERO, |at| at.elapsed());
+        let wait = self.backoff.after(held, *loss == Loss::TakenOver);
+        self.forget_session |= *loss == Loss::ArrivalTooLarge;
+        self.link = Link::Down { until: Instant::now() + wait };
+        self.stalled = None;
+        let (address, said) = (self.settings.address.clone(), Said::Lost(std::mem::discriminant(loss)));
+        self.say(log::Level::Warn, said, format_args!("no broker at {address}: {loss}; trying on"));
+    }
+
+    /// A broker that says nothing although it was pinged.
+    fn overdue(&self) -> Option<Loss> {
+        let silent = self.heard.elapsed();
+        let connected = self.connected_at.is_some();
+        (connected && silent > self.keep_alive * SILENT_KEEP_ALIVES)
+            .then(|| Loss::Broken(format!("silent for {} s", silent.as_secs())))
+    }
+
+    /// Opens the next connection when its time has come.
+    fn reopen(&mut self) {
+        let Link::Down { until } = self.link else { return };
+        if until > Instant::now() || self.room.is_leaving() {
+            return;
+        }
+        match Connection::open(&self.settings, &self.room.will(), self.forget_session) {
+            Ok(connection) => self.link = Link::Up(Box::new(connection)),
+            Err(loss) => self.lost(&loss),
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(effect) = self.stalled.take().or_else(|| self.room.effect()) {
+            if let Effect::Submit(job, request) = effect {
+                let line = Line { id: job, outgoing: self.replies.clone(), hold: None };
+                self.intake.submit_to(request, ReplyTo::Connection(line));
+                continue;
+            }
+            let Link::Up(connection) = &mut self.link else { continue };
+            let done = match &effect {
+                Effect::Publish(tag, message) => connection.publish(*tag, message),
+                Effect::Acknowledge(token) => connection.ack(*token),
+                Effect::Subscribe(filters) => connection.subscribe(filters),
+                Effect::Close => connection.disconnect(),
+                Effect::Submit(..) => Ok(()),
+            };
+            if done == Err(Full) {
+                self.stalled = Some(effect);
+                return;
+            }
+        }
+    }
+
+    fn say(&mut self, level: log::Level, state: Said, text: fmt::Arguments<'_>) {
+        if self.said.as_ref() == Some(&state) {
+            log::debug!("{text}");
+            return;
+        }
+        log::log!(level, "{text}");
+        self.said = Some(state);
+    }
+
+    fn now(&self) -> Now {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { at: self.started.elapsed(), unix_ms: unix.as_millis() as u64 }
+    }
+}
+
+impl Link {
+    /// What happens next; while the link is down, the end of the wait.
+    async fn next(&mut self) -> client::Event {
+        match self {
+            Link::Up(connection) => connection.next().await,
+            Link::Down { until } => {
+                sleep_until(*until).await;
+                client::Event::Sent
+            }
+        }
+    }
+}

@@ -1,0 +1,543 @@
+//! What happens on the connection and what follows from it. Pure: events and the time go in, effects come out.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tractd_wire::topic::{Filter, Prefix, Topic};
+use tractd_wire::{DType, Name, Status};
+
+use super::client::{self, Granted, Loss, Token};
+use super::config::Settings;
+use super::exchange::{Address, Ask, Dropped, Exchange, Incoming};
+use super::message::{Arrival, Message, Properties, Qos};
+use super::outbox::{Acknowledgements, Limits, NoRoom, Outbox, Pending, Tag};
+use super::repeats::{Key, Repeats, Seen};
+use crate::intake::{Reply, Request};
+
+/// After this a requester that was turned away may try again, in milliseconds: a few typical inferences.
+const BUSY_RETRY_AFTER_MS: u32 = 200;
+/// How often a refused subscription is tried again: access lists are edited by people.
+const RESUBSCRIBE: Duration = Duration::from_secs(30);
+/// The tag of messages nobody waits for.
+const UNTRACKED: Tag = 0;
+
+/// The time, as told by the shell.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    /// Since the start, monotonic.
+    pub(super) at: Duration,
+    /// Milliseconds since 1970, for requests that carry a clock time.
+    pub(super) unix_ms: u64,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// On the connection.
+    Link(client::Event),
+    /// A job has ended.
+    Reply { job: u64, reply: Reply },
+    /// The models are now these: `{"models": […]}`.
+    Models(Value),
+    /// It is time for the metrics.
+    Metrics(Value),
+    /// Time has passed.
+    Tick,
+    /// The daemon is going down.
+    Drain,
+}
+
+/// What to do about it.
+#[derive(Debug, PartialEq)]
+pub(super) enum Effect {
+    /// Hand in a request; its reply comes back under this number.
+    Submit(u64, Request),
+    Subscribe(Vec<String>),
+    Publish(Tag, Message),
+    Acknowledge(Token),
+    /// Disconnect in order.
+    Close,
+}
+
+/// Everything countable, as it stands in the metrics.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Counters {
+    pub(super) connects: u64,
+    pub(super) requests: u64,
+    pub(super) replies: u64,
+    /// Replies that are refusals, by code.
+    pub(super) refused: BTreeMap<u16, u64>,
+    pub(super) repeated: u64,
+    pub(super) dropped_retained: u64,
+    pub(super) dropped_topic: u64,
+    /// Replies there was no room to keep.
+    pub(super) dropped_replies: u64,
+    /// Replies the broker refused to take.
+    pub(super) refused_by_broker: u64,
+    /// Connections given up because of a packet above our limit.
+    pub(super) oversize: u64,
+}
+
+#[derive(Debug)]
+struct Job {
+    address: Address,
+    answers: Vec<Pending>,
+    key: Option<Key>,
+}
+
+/// How far the farewell is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// Work in hand is being finished.
+    Draining,
+    /// "offline" is on its way.
+    Saying,
+    /// It has been said.
+    Closed,
+}
+
+/// The state behind one broker.
+#[derive(Debug)]
+pub(super) struct Room {
+    exchange: Exchange,
+    queue: usize,
+    packet_bytes_max: usize,
+    /// Tells this run of the daemon from an earlier one.
+    boot: String,
+    /// Counts connections: a late will carries the number of the birth it belongs to.
+    seq: u64,
+    granted: Option<Granted>,
+    /// The broker confirmed our subscription at least once since we started; before that a session it kept may
+    /// be one for other topics.
+    subscribed: bool,
+    resubscribe_at: Option<Duration>,
+    outbox: Outbox,
+    acknowledgements: Acknowledgements,
+    repeats: Repeats,
+    jobs: HashMap<u64, Job>,
+    next_job: u64,
+    models: Vec<Value>,
+    /// Element type by model and input.
+    types: HashMap<(String, String), DType>,
+    /// What the retained topics of the models say.
+    published: BTreeMap<String, Bytes>,
+    leaving: Leaving,
+    effects: VecDeque<Effect>,
+    pub(super) counters: Counters,
+}
+
+impl Room {
+    pub(super) fn new(settings: &Settings, node: &str, boot: String) -> Room {
+        Room {
+            exchange: Exchange {
+                prefix: settings.prefix.clone(),
+                node: node.to_owned(),
+                request_bytes_max: settings.request_bytes_max,
+            },
+            queue: settings.queue.into(),
+            packet_bytes_max: settings.packet_bytes_max as usize,
+            boot,
+            seq: 0,
+            granted: None,
+            subscribed: false,
+            resubscribe_at: None,
+            outbox: Outbox::new(Limits {
+                bytes: settings.outbox_bytes,
+                messages: settings.outbox_messages,
+                inflight: settings.inflight.into(),
+            }),
+            acknowledgements: Acknowledgements::default(),
+            repeats: Repeats::default(),
+            jobs: HashMap::new(),
+            next_job: 1,
+            models: Vec::new(),
+            types: HashMap::new(),
+            published: BTreeMap::new(),
+            leaving: Leaving::No,
+            effects: VecDeque::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The will of the next connection. It carries the number its birth will carry.
+    pub(super) fn will(&mut self) -> Message {
+        self.seq += 1;
+        self.status("lost")
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.granted.is_some()
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving != Leaving::No
+    }
+
+    pub(super) fn handle(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Link(event) => self.link(now, event),
+            Event::Reply { job, reply } => self.finish(job, &reply),
+            Event::Models(models) => self.models(&models),
+            Event::Metrics(metrics) => self.metrics(metrics),
+            Event::Tick => {}
+            Event::Drain => {
+                if self.leaving == Leaving::No {
+                    self.leaving = Leaving::Draining;
+                }
+            }
+        }
+        self.resubscribe(now);
+        self.leave();
+    }
+
+    /// The next thing to do. What needs a connection is only given out while there is one.
+    pub(super) fn effect(&mut self) -> Option<Effect> {
+        if let Some(effect) = self.effects.pop_front() {
+            return Some(effect);
+        }
+        self.granted?;
+        if let Some(token) = self.acknowledgements.next() {
+            return Some(Effect::Acknowledge(token));
+        }
+        let (tag, message) = self.outbox.next()?;
+        let message = message.clone();
+        self.answered(|outbox| outbox.sent(tag));
+        Some(Effect::Publish(tag, message))
+    }
+
+    fn link(&mut self, now: Now, event: client::Event) {
+        match event {
+            client::Event::Connected(granted) => self.connected(granted),
+            client::Event::Publish(arrival, token) => self.arrival(now, &arrival, token),
+            client::Event::Acked { tag, refused } => {
+                if let Some(reason) = refused {
+                    self.counters.refused_by_broker += 1;
+                    log::warn!("the broker refused a message of ours: {reason}; look at its access list");
+                }
+                self.answered(|outbox| outbox.acked(tag));
+            }
+            client::Event::Subscribed { refused } if refused.is_empty() => {
+                self.subscribed = true;
+                self.ready();
+            }
+            client::Event::Subscribed { .. } => {
+                log::error!("the broker refused the subscription to the requests; look at its access list");
+                self.resubscribe_at = Some(now.at + RESUBSCRIBE);
+                self.say("deaf");
+            }
+            client::Event::Lost(loss) => {
+                if loss == Loss::ArrivalTooLarge {
+                    self.counters.oversize += 1;
+                }
+                self.disconnected();
+            }
+            client::Event::Closed => self.disconnected(),
+            client::Event::Alive | client::Event::Sent => {}
+        }
+    }
+
+    fn connected(&mut self, granted: Granted) {
+        self.counters.connects += 1;
+        self.granted = Some(granted);
+        self.outbox.connected(granted.receive_max);
+        let limit = self.reply_bytes_max();
+        for taken in self.outbox.take_larger_than(limit) {
+            let bytes = taken.message.packet_bytes_max();
+            let instead = taken.address.map(|address| address.too_large("", bytes, limit));
+            self.send(instead, None, taken.answers);
+        }
+        if granted.session_present && self.subscribed {
+            self.ready();
+        } else {
+            self.subscribe();
+        }
+    }
+
+    fn disconnected(&mut self) {
+        self.granted = None;
+        self.resubscribe_at = None;
+        self.acknowledgements.forget();
+        self.effects.retain(|effect| matches!(effect, Effect::Submit(..)));
+    }
+
+    fn subscribe(&mut self) {
+        let node = self.node();
+        let filter = Filter::Requests { node }.under(self.prefix()).to_string();
+        self.effects.push_back(Effect::Subscribe(vec![filter]));
+    }
+
+    fn resubscribe(&mut self, now: Now) {
+        if self.resubscribe_at.is_some_and(|at| at <= now.at) {
+            self.resubscribe_at = None;
+            self.subscribe();
+        }
+    }
+
+    /// Requests can come: say so, and what there is to ask.
+    fn ready(&mut self) {
+        if self.leaving != Leaving::No {
+            return;
+        }
+        self.say("ready");
+        // The broker may have lost what it retained; topics of models that went meanwhile still have to be emptied.
+        self.published.values_mut().for_each(|payload| *payload = Bytes::from_static(b"?"));
+        self.publish_models();
+    }
+
+    fn arrival(&mut self, now: Now, arrival: &Arrival, token: Option<Token>) {
+        let pending = token.map(|token| self.acknowledgements.expect(token));
+        if matches!(self.leaving, Leaving::Saying | Leaving::Closed) {
+            // Unacknowledged, so the broker keeps it for our successor.
+            return;
+        }
+        let types = &self.types;
+        let look_up = |model: &str, input: &str| {
+            let name = model.split('@').next().unwrap_or(model);
+            types.get(&(name.to_owned(), input.to_owned())).copied()
+        };
+        match self.exchange.incoming(now.unix_ms, arrival, &look_up) {
+            Incoming::Request(ask) => self.request(now, arrival, *ask, pending),
+            Incoming::Refuse(address, reply) => {
+                self.reply(address, &reply, None, pending.into_iter().collect())
+            }
+            Incoming::Drop(reason) => {
+                match reason {
+                    Dropped::Retained => self.counters.dropped_retained += 1,
+                    Dropped::Topic => self.counters.dropped_topic += 1,
+                }
+                log::debug!("a publish was dropped: {reason:?}");
+                pending.into_iter().for_each(|pending| self.acknowledgements.answered(pending));
+            }
+        }
+    }
+
+    fn request(&mut self, now: Now, arrival: &Arrival, ask: Ask, pending: Option<Pending>) {
+        self.counters.requests += 1;
+        let answers: Vec<Pending> = pending.into_iter().collect();
+        let named = ask.correlation.is_some();
+        // Without a name of its own only the broker's word makes a request a repetition.
+        let key = (named || arrival.qos == Qos::AtLeastOnce)
+            .then(|| Key::new(ask.correlation, ask.address.topic(), arrival));
+        let seen = key.as_ref().filter(|_| named || arrival.dup);
+        match seen.and_then(|key| self.repeats.seen(now.at, key)).cloned() {
+            Some(Seen::Working(job)) if self.jobs.contains_key(&job) => {
+                self.counters.repeated += 1;
+                self.jobs.entry(job).and_modify(|job| job.answers.extend(answers));
+                return;
+            }
+            Some(Seen::Answered(tag, message)) => {
+                self.counters.repeated += 1;
+                let waiting = !answers.is_empty() && self.outbox.also_answers(tag, &answers);
+                if !waiting {
+                    self.send(Some(message), Some(ask.address), answers);
+                }
+                return;
+            }
+            _ => {}
+        }
+        // At QoS 1 the broker holds back what is beyond the queue, in 3.1.1 as much as it was told to.
+        let room = if arrival.qos == Qos::AtLeastOnce { 2 * self.queue } else { self.queue };
+        if self.jobs.len() >= room {
+            let busy = Reply::refusal(Status::Busy, &ask.request.model, "too many MQTT requests in hand");
+            self.reply(ask.address, &busy.retry_after(BUSY_RETRY_AFTER_MS), None, answers);
+            return;
+        }
+        let job = self.next_job;
+        self.next_job += 1;
+        if let Some(key) = &key {
+            self.repeats.working(now.at, key.clone(), job, ask.request.deadline);
+        }
+        self.jobs.insert(job, Job { address: ask.address, answers, key });
+        self.effects.push_back(Effect::Submit(job, ask.request));
+    }
+
+    fn finish(&mut self, job: u64, reply: &Reply) {
+        let Some(Job { address, answers, key }) = self.jobs.remove(&job) else { return };
+        self.reply(address, reply, key, answers);
+    }
+
+    fn reply(&mut self, address: Address, reply: &Reply, key: Option<Key>, answers: Vec<Pending>) {
+        let mut status = reply.status;
+        let mut message = address.message(reply);
+        let (bytes, limit) = (message.packet_bytes_max(), self.reply_bytes_max());
+        if bytes > limit {
+            status = Status::TooLarge;
+            message = address.too_large(&reply.model, bytes, limit);
+        }
+        self.counters.replies += 1;
+        if status != Status::Ok {
+            *self.counters.refused.entry(status.code()).or_default() += 1;
+        }
+        let remembered = key.map(|key| (key, message.clone()));
+        let tag = self.send(Some(message), Some(address), answers);
+        match (remembered, tag) {
+            (Some((key, message)), Some(tag)) if !status.retryable() => {
+                self.repeats.answered(&key, tag, &message)
+            }
+            (Some((key, _)), _) => self.repeats.forget(&key),
+            (None, _) => {}
+        }
+    }
+
+    /// Puts a message into the outbox. Where it doesn't fit, its requests are let go of, counted.
+    fn send(
+        &mut self,
+        message: Option<Message>,
+        address: Option<Address>,
+        answers: Vec<Pending>,
+    ) -> Option<Tag> {
+        let limit = self.reply_bytes_max();
+        let message = message.filter(|message| message.packet_bytes_max() <= limit);
+        let pushed = match message {
+            Some(message) => self.outbox.push(message, address, answers),
+            None => Err(NoRoom(answers)),
+        };
+        match pushed {
+            Ok(tag) => Some(tag),
+            Err(NoRoom(answers)) => {
+                self.counters.dropped_replies += 1;
+                answers.into_iter().for_each(|pending| self.acknowledgements.answered(pending));
+                None
+            }
+        }
+    }
+
+    fn answered(&mut self, take: impl FnOnce(&mut Outbox) -> Vec<Pending>) {
+        for pending in take(&mut self.outbox) {
+            self.acknowledgements.answered(pending);
+        }
+    }
+
+    fn reply_bytes_max(&self) -> usize {
+        let brokers = self.granted.and_then(|granted| granted.packet_bytes_max);
+        brokers.map_or(self.packet_bytes_max, |max| self.packet_bytes_max.min(max as usize))
+    }
+
+    fn models(&mut self, models: &Value) {
+        self.models = models["models"].as_array().cloned().unwrap_or_default();
+        self.types.clear();
+        for model in &self.models {
+            let name = model["name"].as_str().unwrap_or_default();
+            for input in model["inputs"].as_array().into_iter().flatten() {
+                let dtype = input["dtype"].as_str().and_then(DType::from_name);
+                if let (Some(input), Some(dtype)) = (input["name"].as_str(), dtype) {
+                    self.types.insert((name.to_owned(), input.to_owned()), dtype);
+                }
+            }
+        }
+        if self.granted.is_some() && self.subscribed {
+            self.publish_models();
+        }
+    }
+
+    /// Publishes the retained topics of the models that say something new; those of models that are gone are
+    /// emptied, which deletes them.
+    fn publish_models(&mut self) {
+        let prefix = self.prefix().as_str().to_owned();
+        let under = Prefix::parse(&prefix).expect("it was one just now");
+        let mut current = BTreeMap::new();
+        let node = self.exchange.node.clone();
+        let node = Name::parse(&node).expect("the daemon has checked its node's name");
+        for model in &self.models {
+            let Ok(name) = Name::parse(model["name"].as_str().unwrap_or_default()) else { continue };
+            let topic = Topic::ModelState { node, model: name }.under(under).to_string();
+            let fields = ["version", "digest", "signed", "state", "since", "last_error"];
+            let state: serde_json::Map<String, Value> = fields
+                .into_iter()
+                .filter_map(|field| Some((field.to_owned(), model.get(field)?.clone())))
+                .collect();
+            current.insert(topic, Bytes::from(Value::Object(state).to_string()));
+        }
+        let description = json!({
+            "node": node.as_str(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "proto": tractd_wire::VERSION,
+            "formats": ["json", "postcard", "raw"],
+            "limits": { "request_bytes_max": self.exchange.request_bytes_max, "queue": self.queue },
+            "models": self.models,
+        });
+        let topic = Topic::Description { node }.under(under).to_string();
+        current.insert(topic, Bytes::from(description.to_string()));
+
+        for topic in self.published.keys() {
+            current.entry(topic.clone()).or_default();
+        }
+        for (topic, payload) in &current {
+            if self.published.get(topic) != Some(payload) {
+                let message = Message::notice(topic.clone(), payload.clone());
+                self.send(Some(message), None, Vec::new());
+            }
+        }
+        current.retain(|_, payload| !payload.is_empty());
+        self.published = current;
+    }
+
+    fn metrics(&mut self, mut metrics: Value) {
+        if self.granted.is_none() {
+            return;
+        }
+        if let (Some(fields), Ok(counters)) = (metrics.as_object_mut(), serde_json::to_value(&self.counters))
+        {
+            fields.insert("mqtt".to_owned(), counters);
+        }
+        let message = Message {
+            topic: Topic::Metrics { node: self.node() }.under(self.prefix()).to_string(),
+            payload: metrics.to_string().into(),
+            retain: false,
+            qos: Qos::AtMostOnce,
+            properties: Properties::default(),
+        };
+        if message.packet_bytes_max() <= self.reply_bytes_max() {
+            self.effects.push_back(Effect::Publish(UNTRACKED, message));
+        }
+    }
+
+    fn say(&mut self, state: &str) {
+        let message = self.status(state);
+        self.send(Some(message), None, Vec::new());
+    }
+
+    fn status(&self, state: &str) -> Message {
+        let status = json!({
+            "state": state,
+            "boot": self.boot,
+            "seq": self.seq,
+            "version": env!("CARGO_PKG_VERSION"),
+            "proto": tractd_wire::VERSION,
+            "max_bytes": self.exchange.request_bytes_max,
+            "queue": self.queue,
+        });
+        let topic = Topic::Status { node: self.node() }.under(self.prefix()).to_string();
+        Message::notice(topic, status.to_string())
+    }
+
+    /// Goes through the farewell: finish the work, say "offline", disconnect.
+    fn leave(&mut self) {
+        match self.leaving {
+            Leaving::Draining if self.jobs.is_empty() && self.outbox.is_empty() => {
+                self.leaving = Leaving::Saying;
+                self.say("offline");
+            }
+            Leaving::Saying if self.outbox.is_empty() && self.granted.is_some() => {
+                self.leaving = Leaving::Closed;
+                self.effects.push_back(Effect::Close);
+            }
+            _ => {}
+        }
+    }
+
+    fn node(&self) -> Name<'_> {
+        Name::parse(&self.exchange.node).expect("the daemon has checked its node's name")
+    }
+
+    fn prefix(&self) -> Prefix<'_> {
+        Prefix::parse(&self.exchange.prefix).expect("the configuration has checked the prefix")
+    }
+}
+
+#[cfg(test)]
+mod tests;
