@@ -10,8 +10,10 @@ use sigstore_types::HashAlgorithm;
 /// Makes the verifier use ring; the first call in a process counts.
 pub(crate) fn install() {
     static INSTALLED: Once = Once::new();
-    // Somebody's earlier choice of provider is as good: the verifier only needs one that is right.
-    INSTALLED.call_once(|| drop(install_default_provider(&Ring)));
+    INSTALLED.call_once(|| {
+        // Somebody's earlier choice of provider is as good: the verifier only needs one that is right.
+        let _ = install_default_provider(&Ring);
+    });
 }
 
 #[derive(Debug)]

@@ -215,3 +215,49 @@ fn check_registry(registry: &Url) -> Result<(), DeviceError> {
         _ => Err(DeviceError::Registry(registry.clone())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same as `systemd-id128 machine-id --app-specific=7b2f5d1c904a4e0b8f632dd671ae58c4` on such a machine.
+    #[test]
+    fn the_node_id_is_stable_and_not_the_machine_id() {
+        let machine = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+        assert_eq!(node_id_of(&machine), "c7b3ce8d752f4c098eb6754622cf3db9");
+        assert_eq!(node_id_of(&machine), node_id_of(&machine));
+        assert_ne!(node_id_of(&machine), node_id_of(&[7; 16]));
+    }
+
+    #[test]
+    fn names_that_would_break_topics_or_paths_are_refused() {
+        for name in ["", "a/b", "..", "+", "#", "-rf", "ü", "a b", "a\0"] {
+            assert!(check_name("node", name, NODE_LEN_MAX).is_err(), "{name:?}");
+        }
+        check_name("node", &"a".repeat(NODE_LEN_MAX), NODE_LEN_MAX).unwrap();
+        assert!(check_name("node", &"a".repeat(NODE_LEN_MAX + 1), NODE_LEN_MAX).is_err());
+    }
+
+    #[test]
+    fn registries_are_web_addresses_or_folders() {
+        for good in ["https://r.example/x", "http://10.0.0.1:8080", "file:///media/stick"] {
+            check_registry(&good.parse().unwrap()).unwrap();
+        }
+        for bad in ["ftp://r.example", "data:,x", "file://host/share"] {
+            assert!(check_registry(&bad.parse().unwrap()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_root_that_is_none_is_not_pinned() {
+        let dir = tempfile::tempdir().unwrap();
+        let what = Provisioned {
+            root_json: b"{}".to_vec(),
+            registry: "file:///media/stick".parse().unwrap(),
+            node: "n".into(),
+            group: "g".into(),
+        };
+        assert!(matches!(provision(dir.path(), &what), Err(DeviceError::Root(_))));
+        assert_eq!(Device::open(dir.path()).unwrap(), None);
+    }
+}

@@ -208,3 +208,279 @@ fn keep(store: &Store, part: &Path, sha256: &str) -> Result<(), StoreError> {
 fn hex(hash: Sha256) -> String {
     hex::encode(hash.finalize())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::TcpListener;
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::fs::{Disk, write_atomic};
+    use crate::source::Timing;
+
+    /// Answers each connection with the next of `answers` and closes it; keeps the requests. An answer is written
+    /// in `piece` bytes every `pause`.
+    struct Server {
+        source: Source,
+        requests: Arc<Mutex<Vec<String>>>,
+    }
+
+    fn serve(answers: Vec<Vec<u8>>, piece: usize, pause: Duration) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = requests.clone();
+        thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut buffer = vec![0; 4096];
+                let read = stream.read(&mut buffer).unwrap();
+                seen.lock().unwrap().push(String::from_utf8_lossy(&buffer[..read]).to_lowercase());
+                for piece in answer.chunks(piece) {
+                    // The client may hang up first: that is often the point.
+                    if stream.write_all(piece).and_then(|()| stream.flush()).is_err() {
+                        break;
+                    }
+                    thread::sleep(pause);
+                }
+            }
+        });
+        let timing = Timing {
+            connect: Duration::from_secs(5),
+            idle: Duration::from_millis(400),
+            metadata: Duration::from_secs(2),
+            window: Duration::from_millis(300),
+            speed_min_bytes_s: 1000,
+        };
+        Server { source: Source::new(&url.parse().unwrap(), &timing).unwrap(), requests }
+    }
+
+    fn at_once(answers: Vec<Vec<u8>>) -> Server {
+        serve(answers, usize::MAX, Duration::ZERO)
+    }
+
+    fn answer(status: &str, fields: &[&str], body: &[u8]) -> Vec<u8> {
+        let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
+        let mut bytes = format!("HTTP/1.1 {status}\r\nConnection: close\r\n{fields}\r\n").into_bytes();
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    fn ok(body: &[u8]) -> Vec<u8> {
+        answer("200 OK", &[&format!("Content-Length: {}", body.len())], body)
+    }
+
+    fn content() -> Vec<u8> {
+        (0..50_000u32).flat_map(u32::to_le_bytes).collect()
+    }
+
+    fn archive() -> Archive {
+        let content = content();
+        Archive {
+            location: "models/a/m/x".into(),
+            sha256: hex(Sha256::new().chain_update(&content)),
+            bytes: content.len() as u64,
+        }
+    }
+
+    /// The result, the bytes of the blob if there is one, and the length of the part left behind.
+    fn fetch(store: &Store, server: &Server) -> (Result<(), FetchError>, Option<Vec<u8>>, Option<u64>) {
+        let archive = archive();
+        let result = match download(store, &server.source, &archive, &mut |_, _| {}) {
+            Ok(_) => Ok(()),
+            Err(DownloadError::Fetch(e)) => Err(e),
+            Err(DownloadError::Store(e)) => panic!("{e}"),
+        };
+        let blob = fs::read(&Disk, &store.blob(&archive.sha256), u64::MAX).unwrap();
+        let part = Disk.meta(&store.part(&archive.sha256)).unwrap().map(|meta| meta.len);
+        (result, blob, part)
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    fn leave_part(store: &Store, bytes: &[u8]) {
+        write_atomic(&Disk, &store.part(&archive().sha256), bytes).unwrap();
+    }
+
+    #[test]
+    fn a_cut_download_goes_on_where_it_stopped() {
+        let (_dir, store) = store();
+        let content = content();
+        let length = format!("Content-Length: {}", content.len());
+        let range = format!("Content-Range: bytes 120000-{}/{}", content.len() - 1, content.len());
+        let server = at_once(vec![
+            answer("200 OK", &[&length], &content[..120_000]),
+            answer("206 Partial Content", &[&range, "Content-Length: 80000"], &content[120_000..]),
+        ]);
+        let (result, blob, part) = fetch(&store, &server);
+        assert!(matches!(result, Err(FetchError::Transport { .. } | FetchError::TooShort { .. })), "{result:?}");
+        assert_eq!((blob, part), (None, Some(120_000)));
+
+        let (result, blob, part) = fetch(&store, &server);
+        result.unwrap();
+        assert_eq!((blob, part), (Some(content), None));
+        let requests = server.requests.lock().unwrap();
+        assert!(!requests[0].contains("range:"), "{}", requests[0]);
+        assert!(requests[1].contains("range: bytes=120000-\r\n"), "{}", requests[1]);
+    }
+
+    #[test]
+    fn a_server_without_ranges_starts_over() {
+        let (_dir, store) = store();
+        leave_part(&store, &content()[..1000]);
+        let (result, blob, _) = fetch(&store, &at_once(vec![ok(&content())]));
+        result.unwrap();
+        assert_eq!(blob, Some(content()));
+    }
+
+    #[test]
+    fn a_poisoned_part_costs_one_more_download_and_nothing_else() {
+        let (_dir, store) = store();
+        leave_part(&store, &[0x66; 150_000]);
+        let range = format!("Content-Range: bytes 150000-{}/{}", content().len() - 1, content().len());
+        let server = at_once(vec![
+            answer("206 Partial Content", &[&range, "Content-Length: 50000"], &content()[150_000..]),
+            ok(&content()),
+        ]);
+        let (result, blob, _) = fetch(&store, &server);
+        result.unwrap();
+        assert_eq!(blob, Some(content()));
+    }
+
+    #[test]
+    fn another_range_than_asked_is_not_believed() {
+        for refusal in ["206 Partial Content", "416 Range Not Satisfiable"] {
+            let (_dir, store) = store();
+            leave_part(&store, &content()[..1000]);
+            let range = format!("Content-Range: bytes 2000-{}/{}", content().len() - 1, content().len());
+            let server = at_once(vec![answer(refusal, &[&range], &content()[2000..]), ok(&content())]);
+            let (result, blob, _) = fetch(&store, &server);
+            result.unwrap();
+            assert_eq!(blob, Some(content()));
+            assert!(!server.requests.lock().unwrap()[1].contains("range:"));
+        }
+    }
+
+    #[test]
+    fn a_complete_part_needs_no_request() {
+        let (_dir, store) = store();
+        leave_part(&store, &content());
+        let (result, blob, _) = fetch(&store, &at_once(vec![]));
+        result.unwrap();
+        assert_eq!(blob, Some(content()));
+    }
+
+    #[test]
+    fn other_bytes_are_not_kept() {
+        let (_dir, store) = store();
+        let mut other = content();
+        other[77] ^= 1;
+        let (result, blob, part) = fetch(&store, &at_once(vec![ok(&other)]));
+        assert!(matches!(result, Err(FetchError::Hash(_))), "{result:?}");
+        assert_eq!((blob, part), (None, None));
+    }
+
+    #[test]
+    fn a_lying_content_length_is_refused() {
+        for announced in [10, content().len() + 1, 1 << 40] {
+            let (_dir, store) = store();
+            let length = format!("Content-Length: {announced}");
+            let (result, blob, part) = fetch(&store, &at_once(vec![answer("200 OK", &[&length], &content())]));
+            assert!(matches!(result, Err(FetchError::Length { .. })), "{result:?}");
+            assert_eq!((blob, part), (None, None));
+        }
+    }
+
+    #[test]
+    fn endless_data_ends_at_the_signed_length() {
+        let (_dir, store) = store();
+        let mut endless = content();
+        endless.resize(4 << 20, 0);
+        let (result, blob, part) = fetch(&store, &at_once(vec![answer("200 OK", &[], &endless)]));
+        let limit = content().len() as u64;
+        assert!(matches!(result, Err(FetchError::TooLong { limit_bytes, .. }) if limit_bytes == limit));
+        assert_eq!((blob, part), (None, None));
+    }
+
+    #[test]
+    fn a_server_of_a_byte_now_and_then_is_left() {
+        let (_dir, store) = store();
+        let server = serve(vec![ok(&content())], 64, Duration::from_millis(100));
+        let started = Instant::now();
+        let (result, blob, part) = fetch(&store, &server);
+        assert!(matches!(result, Err(FetchError::TooSlow { .. })), "{result:?}");
+        assert!(started.elapsed() < Duration::from_secs(5));
+        assert_eq!(blob, None);
+        assert!(part.is_some());
+    }
+
+    #[test]
+    fn a_server_that_stalls_before_the_last_byte_is_left() {
+        let (_dir, store) = store();
+        let mut answer = ok(&content());
+        let cut = answer.len() - 1;
+        answer.truncate(cut);
+        let server = serve(vec![answer], cut, Duration::from_secs(3));
+        let started = Instant::now();
+        let (result, _, part) = fetch(&store, &server);
+        assert!(matches!(result, Err(FetchError::TooSlow { .. })), "{result:?}");
+        assert!(started.elapsed() < Duration::from_secs(2));
+        assert_eq!(part, Some(content().len() as u64 - 1));
+    }
+
+    #[test]
+    fn what_is_not_there_and_what_is_a_login_page() {
+        let (_dir, store) = store();
+        let page = b"<html>please log in</html>";
+        let html = answer("200 OK", &["Content-Type: text/html; charset=utf-8"], page);
+        let server = at_once(vec![
+            answer("404 Not Found", &[], b""),
+            answer("500 Oops", &[], b""),
+            html.clone(),
+            html,
+            ok(page),
+            answer("404 Not Found", &[], b""),
+            answer("503 Later", &[], b""),
+        ]);
+        assert!(matches!(fetch(&store, &server).0, Err(FetchError::Missing(_))));
+        assert!(matches!(fetch(&store, &server).0, Err(FetchError::Status { code: 500, .. })));
+        assert!(matches!(fetch(&store, &server).0, Err(FetchError::WebPage(_))));
+        let metadata = |name: &str| server.source.metadata(name, 100);
+        assert!(matches!(metadata("timestamp.json"), Err(FetchError::WebPage(_))));
+        assert!(matches!(metadata("timestamp.json"), Err(FetchError::WebPage(_))));
+        assert_eq!(metadata("2.root.json").unwrap(), None);
+        assert!(matches!(metadata("timestamp.json"), Err(FetchError::Status { code: 503, .. })));
+    }
+
+    #[test]
+    fn metadata_is_cut_at_its_limit() {
+        let server = at_once(vec![ok(&[b' '; 101])]);
+        let result = server.source.metadata("timestamp.json", 100);
+        assert!(matches!(result, Err(FetchError::TooLong { limit_bytes: 100, .. })), "{result:?}");
+    }
+
+    #[test]
+    fn redirects_do_not_go_round_forever() {
+        let answers = vec![answer("302 Found", &["Location: /again", "Content-Length: 0"], b""); 8];
+        let server = at_once(answers);
+        assert!(matches!(server.source.metadata("timestamp.json", 100), Err(FetchError::Transport { .. })));
+        assert!(server.requests.lock().unwrap().len() <= 5);
+    }
+
+    #[test]
+    fn names_that_leave_the_registry_are_never_asked_for() {
+        let server = at_once(vec![]);
+        for name in ["..", "../x", "a/b", "", "a\0", "ü"] {
+            assert!(matches!(server.source.metadata(name, 1), Err(FetchError::Name(_))), "{name:?}");
+        }
+        assert!(matches!(server.source.target("models/../x", 0, 1), Err(FetchError::Name(_))));
+        assert_eq!(server.requests.lock().unwrap().len(), 0);
+    }
+}

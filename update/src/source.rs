@@ -202,29 +202,38 @@ impl Source {
                 Ok(Stream { offset, bytes: file })
             }
             Place::Http { base, agent } => {
-                let mut request = agent.get(format!("{base}/{path}"));
+                let url = format!("{base}/{path}");
                 if offset > 0 {
-                    request = request.header(header::RANGE, format!("bytes={offset}-"));
+                    let range = format!("bytes={offset}-");
+                    let response = agent.get(&url).header(header::RANGE, range).call();
+                    let response = response.map_err(|e| transport(&path, &e))?;
+                    let status = response.status().as_u16();
+                    let resumed = status == 206 && range_begins(response.headers(), offset, total);
+                    if resumed || !matches!(status, 206 | 416) {
+                        let begin = if resumed { offset } else { 0 };
+                        return self.stream(path, response, begin, total);
+                    }
                 }
-                let response = request.call().map_err(|e| transport(&path, &e))?;
-                self.stream(path, response, offset, total)
+                let response = agent.get(&url).call().map_err(|e| transport(&path, &e))?;
+                self.stream(path, response, 0, total)
             }
         }
     }
 
+    /// A response whose body begins at `offset`.
     fn stream(
         &self,
         what: String,
         response: Response<Body>,
-        asked: u64,
+        offset: u64,
         total: u64,
     ) -> Result<Stream, FetchError> {
-        let offset = match response.status().as_u16() {
-            200 => 0,
-            206 if asked > 0 && range_begins(response.headers(), asked, total) => asked,
+        match response.status().as_u16() {
+            200 => {}
+            206 if offset > 0 => {}
             403 | 404 => return Err(FetchError::Missing(what)),
             code => return Err(FetchError::Status { what, code }),
-        };
+        }
         if is_html(response.headers()) {
             return Err(FetchError::WebPage(what));
         }
