@@ -109,8 +109,14 @@ fn blocks(conv: &Conv, shape: Shape, passes: usize) -> (Vec<Block>, usize) {
     let split = |most: usize| {
         let wide = vectors.checked_div(shape.wide).unwrap_or(0);
         let rest = vectors - wide * shape.wide;
+        // Full ones first, but none of a single vector, whose tiles load as much as they multiply.
         let parts = rest.div_ceil(most);
-        let even = (0..parts).map(|part| rest / parts + usize::from(part < rest % parts));
+        let lend = usize::from(parts > 1 && most > 2 && rest % most == 1);
+        let even = (0..parts).map(|part| match parts - part {
+            1 => rest - (parts - 1) * most + lend,
+            2 => most - lend,
+            _ => most,
+        });
         let (mut channel, mut weights, mut factors) = (0, 0, 0);
         let blocks = std::iter::repeat_n(shape.wide, wide).chain(even).map(|vectors| {
             let last = (channel + vectors * shape.lanes).min(outputs) - 1;

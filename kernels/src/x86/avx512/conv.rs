@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Bounds, elementwise, mask, rounded};
+use super::{Bounds, elementwise, mask, rounded, store};
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::pack::{Block, Packed, Shape, tiles};
@@ -81,6 +81,11 @@ impl Run for Packed512 {
 }
 
 impl Packed512 {
+    fn weights_of(&self, block: &Block) -> &[u8] {
+        let bytes = self.packed.taps.len() * block.quads * block.vectors * 64;
+        &self.packed.weights.bytes()[block.weights..][..bytes]
+    }
+
     /// All channels of the pixels `start..end`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn pixels(&self, arena: *mut u8, start: usize, end: usize) {
@@ -89,7 +94,7 @@ impl Packed512 {
             let tile = Tile {
                 taps: &self.packed.taps,
                 quads: block.quads,
-                weights: self.packed.weights.bytes()[block.weights..].as_ptr(),
+                weights: self.weights_of(block).as_ptr(),
                 bias: self.packed.bias[block.factors..].as_ptr(),
                 multipliers: self.packed.multipliers[block.factors..].as_ptr(),
                 bounds: Bounds::new(&self.requant),
@@ -186,13 +191,19 @@ unsafe fn kernel<const M: usize, const N: usize>(
     }
     let mut weights = tile.weights;
     for &tap in tile.taps {
-        // SAFETY: a tap of a pixel's window lies in the arena.
-        let pixels: [*const u8; M] = std::array::from_fn(|m| unsafe { reads[m].add(tap) });
+        let mut pixels = [std::ptr::null::<u8>(); M];
+        for m in 0..M {
+            // SAFETY: a tap of a pixel's window lies in the arena.
+            pixels[m] = unsafe { reads[m].add(tap) };
+        }
         for quad in 0..tile.quads {
             // SAFETY: the weights cover taps × quads × N vectors, 64-byte aligned; a window's last quad may reach over the
             // channels by 3 bytes, which the arena's slack covers and zero weights ignore.
             unsafe {
-                let w: [__m512i; N] = std::array::from_fn(|n| _mm512_load_si512(weights.add(n * 64).cast()));
+                let mut w = [_mm512_setzero_si512(); N];
+                for n in 0..N {
+                    w[n] = _mm512_load_si512(weights.add(n * 64).cast());
+                }
                 weights = weights.add(N * 64);
                 for m in 0..M {
                     let x = _mm512_set1_epi32(pixels[m].add(quad * 4).cast::<i32>().read_unaligned());
@@ -203,8 +214,11 @@ unsafe fn kernel<const M: usize, const N: usize>(
             }
         }
     }
-    // SAFETY: the multipliers cover N vectors.
-    let multipliers: [__m512; N] = std::array::from_fn(|n| unsafe { _mm512_loadu_ps(tile.multipliers.add(n * 16)) });
+    let mut multipliers = [_mm512_setzero_ps(); N];
+    for n in 0..N {
+        // SAFETY: the multipliers cover N vectors.
+        multipliers[n] = unsafe { _mm512_loadu_ps(tile.multipliers.add(n * 16)) };
+    }
     // SAFETY: M pointers, each with `stored` writable bytes.
     unsafe { finish::<M, N>(&acc, &multipliers, tile, writes) };
 }
@@ -230,7 +244,7 @@ unsafe fn finish<const M: usize, const N: usize>(
                 let bytes = tile.bounds.pack([at(0), at(1), at(2), at(3)]);
                 let keep = mask(tile.stored.saturating_sub(half * 64));
                 // SAFETY: masked to the stored bytes.
-                unsafe { _mm512_mask_storeu_epi8(writes[m].wrapping_add(half * 64).cast(), keep, bytes) };
+                unsafe { store(writes[m].wrapping_add(half * 64), keep, bytes) };
             }
         } else {
             // Vector `q` of the packed four is vector `q % N` of pixel `m + q / N`; what is beyond is never stored.
@@ -257,16 +271,29 @@ unsafe fn finish<const M: usize, const N: usize>(
                             _mm512_extracti32x4_epi32::<3>(bytes),
                         ];
                         for (pixel, quarter) in (m..M).zip(quarters) {
-                            _mm_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask16, quarter);
+                            if tile.stored == 16 {
+                                _mm_storeu_si128(writes[pixel].cast(), quarter);
+                            } else {
+                                _mm_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask16, quarter);
+                            }
                         }
                     }
                     2 => {
                         let halves = [_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64::<1>(bytes)];
                         for (pixel, half) in (m..M).zip(halves) {
-                            _mm256_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask32, half);
+                            if tile.stored == 32 {
+                                _mm256_storeu_si256(writes[pixel].cast(), half);
+                            } else {
+                                _mm256_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask32, half);
+                            }
                         }
                     }
-                    _ => _mm512_mask_storeu_epi8(writes[m].cast(), keep, bytes),
+                    3 if tile.stored == 48 => {
+                        _mm256_storeu_si256(writes[m].cast(), _mm512_castsi512_si256(bytes));
+                        let last = _mm512_extracti32x4_epi32::<2>(bytes);
+                        _mm_storeu_si128(writes[m].add(32).cast(), last);
+                    }
+                    _ => store(writes[m], keep, bytes),
                 }
             }
         }

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Bounds, elementwise, mask, rounded};
+use super::{Bounds, elementwise, mask, rounded, store};
 use crate::arena::Aligned;
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
@@ -266,16 +266,24 @@ impl Vector<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn compute<const R: usize, const X: usize>(&self, read: *const u8, write: *mut u8, masks: [u64; 2]) {
-        // SAFETY: the bias covers 64 channels.
-        let bias: [__m512i; 4] =
-            std::array::from_fn(|q| unsafe { _mm512_loadu_si512(self.bias.add(q * 16).cast()) });
-        let mut acc = [[bias; X]; R];
+        // Plain loops: a closure handed to another function would not be compiled for these features in place.
+        let mut acc = [[[_mm512_setzero_si512(); 4]; X]; R];
+        for q in 0..4 {
+            // SAFETY: the bias covers 64 channels.
+            let bias = unsafe { _mm512_loadu_si512(self.bias.add(q * 16).cast()) };
+            for row in &mut acc {
+                for sums in row {
+                    sums[q] = bias;
+                }
+            }
+        }
         let mut weights = self.weights;
         for offsets in self.columns {
-            let columns: [[__m512i; 4]; X] = std::array::from_fn(|x| {
+            let mut columns = [[_mm512_setzero_si512(); 4]; X];
+            for x in 0..X {
                 // SAFETY: the caller's contract.
-                unsafe { interleave(read.add(x * self.advance[0]), offsets) }
-            });
+                columns[x] = unsafe { interleave(read.add(x * self.advance[0]), offsets) };
+            }
             for row in &mut acc {
                 for q in 0..4 {
                     // SAFETY: the weights cover columns × R × 4 vectors, 64-byte aligned.
@@ -287,18 +295,24 @@ impl Vector<'_> {
                 }
             }
         }
-        // SAFETY: the multipliers cover 64 channels.
-        let multipliers: [__m512; 4] =
-            std::array::from_fn(|q| unsafe { _mm512_loadu_ps(self.multipliers.add(q * 16)) });
-        for (r, row) in acc.iter().enumerate() {
+        let mut multipliers = [_mm512_setzero_ps(); 4];
+        for q in 0..4 {
+            // SAFETY: the multipliers cover 64 channels.
+            multipliers[q] = unsafe { _mm512_loadu_ps(self.multipliers.add(q * 16)) };
+        }
+        for r in 0..R {
             if !self.keep[r] {
                 continue;
             }
-            for (x, sums) in row.iter().enumerate() {
-                let bytes = self.bounds.pack(std::array::from_fn(|q| rounded(sums[q], multipliers[q])));
+            for x in 0..X {
+                let mut whole = [_mm512_setzero_si512(); 4];
+                for q in 0..4 {
+                    whole[q] = rounded(acc[r][x][q], multipliers[q]);
+                }
+                let bytes = self.bounds.pack(whole);
                 // SAFETY: the caller's contract.
                 unsafe {
-                    _mm512_mask_storeu_epi8(write.add(r * self.row + x * self.advance[1]).cast(), masks[x], bytes);
+                    store(write.add(r * self.row + x * self.advance[1]), masks[x], bytes);
                 }
             }
         }
@@ -313,8 +327,10 @@ impl Vector<'_> {
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn interleave(read: *const u8, offsets: &[usize; QUAD]) -> [__m512i; 4] {
     // SAFETY: the caller's contract.
-    let [a, b, c, d]: [__m512i; 4] =
-        std::array::from_fn(|j| unsafe { _mm512_loadu_si512(read.add(offsets[j]).cast()) });
+    let (a, b, c, d) = unsafe {
+        let row = |j: usize| _mm512_loadu_si512(read.add(offsets[j]).cast());
+        (row(0), row(1), row(2), row(3))
+    };
     let (ab_low, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
     let (cd_low, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
     [

@@ -4,7 +4,7 @@ use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Bounds, mask, rounded, unpacked};
+use super::{Bounds, mask, rounded, store, unpacked};
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::portable;
@@ -65,7 +65,7 @@ unsafe fn add_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: usize, sum: 
         let packed = _mm512_permutexvar_epi32(unpacked(), _mm512_packus_epi16(words[0], words[1]));
         let packed = _mm512_max_epu8(_mm512_min_epu8(packed, high), low);
         // SAFETY: masked to the row.
-        unsafe { _mm512_mask_storeu_epi8(to.add(at).cast(), mask(bytes - at), packed) };
+        unsafe { store(to.add(at), mask(bytes - at), packed) };
     }
 }
 
@@ -132,7 +132,7 @@ impl Packed<Mul> {
             let packed = bounds.pack([quarter(0), quarter(1), quarter(2), quarter(3)]);
             let packed = _mm512_permutexvar_epi32(unpacked(), packed);
             // SAFETY: masked to the bytes.
-            unsafe { _mm512_mask_storeu_epi8(to.add(at).cast(), mask(bytes - at), packed) };
+            unsafe { store(to.add(at), mask(bytes - at), packed) };
         }
     }
 }
@@ -182,6 +182,6 @@ unsafe fn look_up(from: *const u8, to: *mut u8, bytes: usize, table: &[u8; 256])
         let upper = _mm512_permutex2var_epi8(parts[2], index, parts[3]);
         let found = _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), lower, upper);
         // SAFETY: masked to the row.
-        unsafe { _mm512_mask_storeu_epi8(to.add(at).cast(), mask(bytes - at), found) };
+        unsafe { store(to.add(at), mask(bytes - at), found) };
     }
 }

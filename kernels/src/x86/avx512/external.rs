@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{mask, unpacked};
+use super::{mask, store, unpacked};
 use crate::Layout;
 use crate::kernel::{Kernel, Memory, Run};
 use crate::portable;
@@ -89,7 +89,7 @@ impl Packed<Quantize> {
                 [_mm512_packs_epi32(quarter(0), quarter(1)), _mm512_packs_epi32(quarter(2), quarter(3))];
             let bytes = _mm512_permutexvar_epi32(unpacked(), _mm512_packus_epi16(words[0], words[1]));
             // SAFETY: masked to the elements.
-            unsafe { _mm512_mask_storeu_epi8(to.add(at).cast(), mask(elements - at), bytes) };
+            unsafe { store(to.add(at), mask(elements - at), bytes) };
         }
     }
 

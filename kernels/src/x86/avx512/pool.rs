@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Bounds, mask, rounded, unpacked};
+use super::{Bounds, mask, rounded, store, unpacked};
 use crate::kernel::{Kernel, Memory, Run};
 use crate::portable;
 use crate::step::{AveragePool, MaxPool, inside};
@@ -55,7 +55,7 @@ unsafe fn maximum(from: *const u8, to: *mut u8, pixel: usize, [height, width]: [
             }
         }
         // SAFETY: masked to the pixel.
-        unsafe { _mm512_mask_storeu_epi8(to.add(c).cast(), mask(pixel - c), greatest) };
+        unsafe { store(to.add(c), mask(pixel - c), greatest) };
     }
 }
 
@@ -110,10 +110,13 @@ impl Packed<AveragePool> {
                     }
                 }
             }
-            let packed = bounds.pack(sums.map(|sum| rounded(sum, multiplier)));
+            for sum in &mut sums {
+                *sum = rounded(*sum, multiplier);
+            }
+            let packed = bounds.pack(sums);
             let packed = _mm512_permutexvar_epi32(unpacked(), packed);
             // SAFETY: masked to the pixel.
-            unsafe { _mm512_mask_storeu_epi8(to.add(c).cast(), mask(output.pixel - c), packed) };
+            unsafe { store(to.add(c), mask(output.pixel - c), packed) };
         }
     }
 }
