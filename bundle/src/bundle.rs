@@ -191,9 +191,9 @@ fn bare_identity(dir: &Path) -> Option<(String, u64)> {
 
 fn check_model(dir: &Path, limits: &Limits) -> Result<(), OpenError> {
     let path = dir.join(MODEL_FILE);
-    match read_limited(&path, limits.file_bytes) {
+    match read_limited(&path, limits.file_bytes()) {
         Ok(Some(model)) => Ok(onnx::check_self_contained(&model)?),
-        Ok(None) => Err(too_large(MODEL_FILE, limits.file_bytes)),
+        Ok(None) => Err(too_large(MODEL_FILE, limits.file_bytes())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(OpenError::NoModel { dir: dir.to_owned() })
         }
@@ -255,8 +255,8 @@ pub(crate) fn append<W: io::Write>(
     let io_error = |source| OpenError::Io { path: path.to_owned(), source };
     let mut file = open_regular(path).map_err(io_error)?;
     let size = file.metadata().map_err(io_error)?.len();
-    if size > limits.file_bytes {
-        return Err(too_large(name, limits.file_bytes));
+    if size > limits.file_bytes() {
+        return Err(too_large(name, limits.file_bytes()));
     }
     tar.file(name, size, &mut file, progress).map_err(io_error)?;
     Ok(size)

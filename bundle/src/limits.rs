@@ -18,6 +18,8 @@ pub struct Limits {
 
 /// What the name field of a ustar header holds.
 pub(crate) const TAR_NAME_LEN: usize = 100;
+/// What the size field of a ustar header holds: eleven octal digits.
+const TAR_FILE_BYTES: u64 = (1 << 33) - 1;
 
 impl Default for Limits {
     fn default() -> Limits {
@@ -36,5 +38,9 @@ impl Default for Limits {
 impl Limits {
     pub(crate) fn path_len(&self) -> usize {
         self.path_len.min(TAR_NAME_LEN)
+    }
+
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.file_bytes.min(TAR_FILE_BYTES)
     }
 }

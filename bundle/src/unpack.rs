@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha2::{Digest as _, Sha256};
 
 use crate::files::{PathProblem, check_path, parent, sync_dir};
-use crate::limits::TAR_NAME_LEN;
 use crate::{Bundle, Digest, Limits, MANIFEST_FILE, MODEL_FILE, OpenError, tarball};
 
 /// log2 of the zstd window in bytes: 8 MiB, twice what our level writes. Without a cap the archive chooses how
@@ -220,7 +219,7 @@ fn extract(
         if files.len() == limits.files {
             return Err(UnpackError::TooManyFiles { limit: limits.files });
         }
-        let limit = if path == MANIFEST_FILE { limits.manifest_bytes } else { limits.file_bytes };
+        let limit = if path == MANIFEST_FILE { limits.manifest_bytes } else { limits.file_bytes() };
         if size > limit {
             return Err(UnpackError::FileTooLarge { path, limit });
         }
@@ -249,29 +248,20 @@ impl<R: BufRead> Tar<'_, R> {
         if block == [0; tarball::BLOCK] {
             return Ok(None);
         }
-        let header = tar::Header::from_byte_slice(&block);
-        let mut sum = header.clone();
-        sum.set_cksum();
-        if header.cksum().ok() != sum.cksum().ok() {
-            return Err(UnpackError::Header);
-        }
-        let raw_path = header.path_bytes();
-        let path = String::from_utf8_lossy(&raw_path).escape_debug().to_string();
-        if let Some(kind) = not_a_file(header.entry_type()) {
+        let header = tarball::Header::parse(&block).ok_or(UnpackError::Header)?;
+        let path = String::from_utf8_lossy(header.path).escape_debug().to_string();
+        if let Some(kind) = header.not_a_file {
             return Err(UnpackError::EntryType { path, kind });
         }
         // What follows a NUL in the name field is invisible to most readers of tar.
-        let name = &header.as_old().name;
-        let end = name.iter().position(|&c| c == 0).unwrap_or(name.len());
-        if name[end..].iter().any(|&c| c != 0) {
-            return Err(UnpackError::Path { path, problem: PathProblem::Nul });
-        }
-        let checked = std::str::from_utf8(&raw_path)
-            .map_err(|_| PathProblem::Character)
-            .and_then(|text| check_path(text, self.limits.path_len()).map(|()| text.to_owned()));
+        let checked = match std::str::from_utf8(header.path) {
+            _ if header.hidden_name => Err(PathProblem::Nul),
+            Ok(text) => check_path(text, self.limits.path_len()).map(|()| text.to_owned()),
+            Err(_) => Err(PathProblem::Character),
+        };
         let checked = checked.map_err(|problem| UnpackError::Path { path, problem })?;
-        let size = header.size().map_err(|_| UnpackError::Header)?;
-        if checked.len() > TAR_NAME_LEN || block != tarball::header(&checked, size) {
+        let size = header.size.ok_or(UnpackError::Header)?;
+        if block != tarball::header(&checked, size) {
             return Err(UnpackError::NotCanonical("a header has an owner, mode, time or extension"));
         }
         Ok(Some((checked, size)))
@@ -323,18 +313,6 @@ impl<R: BufRead> Tar<'_, R> {
         self.hash.update(buffer);
         Ok(())
     }
-}
-
-fn not_a_file(entry: tar::EntryType) -> Option<&'static str> {
-    Some(match entry {
-        tar::EntryType::Regular => return None,
-        tar::EntryType::Symlink => "symbolic link",
-        tar::EntryType::Link => "hard link",
-        tar::EntryType::Directory => "folder",
-        tar::EntryType::Char | tar::EntryType::Block => "device",
-        tar::EntryType::Fifo => "FIFO",
-        _ => "tar extension",
-    })
 }
 
 fn from_decoder(limits: &Limits) -> impl Fn(io::Error) -> UnpackError + use<> {
