@@ -19,8 +19,14 @@ use crate::intake::{Reply, Request};
 
 /// After this a requester that was turned away may try again, in milliseconds: a few typical inferences.
 const BUSY_RETRY_AFTER_MS: u32 = 200;
+/// Requests in hand at once, in whatever way they came. The receive maximum keeps QoS 1 far below it, but mosquitto
+/// 2.0 lets a whole queue through after the first acknowledgement, and QoS 0 and 3.1.1 have no limit. It is more than
+/// the daemon queues for a model, so that its admission decides, and not this.
+const JOBS_MAX: usize = 1024;
 /// How often a refused subscription is tried again: access lists are edited by people.
 const RESUBSCRIBE: Duration = Duration::from_secs(30);
+type Fields = serde_json::Map<String, Value>;
+
 /// The tag of messages nobody waits for.
 const UNTRACKED: Tag = 0;
 
@@ -123,6 +129,8 @@ pub(super) struct Room {
     models: Vec<Value>,
     /// Element type by model and input.
     types: HashMap<(String, String), DType>,
+    /// Since when each model is as it is, in milliseconds since 1970.
+    since: HashMap<String, (u64, Fields)>,
     /// What the retained topics of the models say.
     published: BTreeMap<String, Bytes>,
     leaving: Leaving,
@@ -156,6 +164,7 @@ impl Room {
             next_job: 1,
             models: Vec::new(),
             types: HashMap::new(),
+            since: HashMap::new(),
             published: BTreeMap::new(),
             leaving: Leaving::No,
             effects: VecDeque::new(),
@@ -181,7 +190,7 @@ impl Room {
         match event {
             Event::Link(event) => self.link(now, event),
             Event::Reply { job, reply } => self.finish(job, &reply),
-            Event::Models(models) => self.models(&models),
+            Event::Models(models) => self.models(now.unix_ms, &models),
             Event::Metrics(metrics) => self.metrics(metrics),
             Event::Tick => {}
             Event::Drain => {
@@ -211,7 +220,7 @@ impl Room {
 
     fn link(&mut self, now: Now, event: client::Event) {
         match event {
-            client::Event::Connected(granted) => self.connected(granted),
+            client::Event::Connected(granted) => self.connected(now, granted),
             client::Event::Publish(arrival, token) => self.arrival(now, &arrival, token),
             client::Event::Acked { tag, refused } => {
                 if let Some(reason) = refused {
@@ -222,7 +231,7 @@ impl Room {
             }
             client::Event::Subscribed { refused } if refused.is_empty() => {
                 self.subscribed = true;
-                self.ready();
+                self.ready(now.unix_ms);
             }
             client::Event::Subscribed { .. } => {
                 log::error!("the broker refused the subscription to the requests; look at its access list");
@@ -240,7 +249,7 @@ impl Room {
         }
     }
 
-    fn connected(&mut self, granted: Granted) {
+    fn connected(&mut self, now: Now, granted: Granted) {
         self.counters.connects += 1;
         self.granted = Some(granted);
         self.outbox.connected(granted.receive_max);
@@ -251,7 +260,7 @@ impl Room {
             self.send(instead, None, taken.answers);
         }
         if granted.session_present && self.subscribed {
-            self.ready();
+            self.ready(now.unix_ms);
         } else {
             self.subscribe();
         }
@@ -278,14 +287,14 @@ impl Room {
     }
 
     /// Requests can come: say so, and what there is to ask.
-    fn ready(&mut self) {
+    fn ready(&mut self, unix_ms: u64) {
         if self.leaving != Leaving::No {
             return;
         }
         self.say("ready");
         // The broker may have lost what it retained; topics of models that went meanwhile still have to be emptied.
         self.published.values_mut().for_each(|payload| *payload = Bytes::from_static(b"?"));
-        self.publish_models();
+        self.publish_models(unix_ms);
     }
 
     fn arrival(&mut self, now: Now, arrival: &Arrival, token: Option<Token>) {
@@ -339,9 +348,7 @@ impl Room {
             }
             _ => {}
         }
-        // At QoS 1 the broker holds back what is beyond the queue, in 3.1.1 as much as it was told to.
-        let room = if arrival.qos == Qos::AtLeastOnce { 2 * self.queue } else { self.queue };
-        if self.jobs.len() >= room {
+        if self.jobs.len() >= JOBS_MAX {
             let busy = Reply::refusal(Status::Busy, &ask.request.model, "too many MQTT requests in hand");
             self.reply(ask.address, &busy.retry_after(BUSY_RETRY_AFTER_MS), None, answers);
             return;
@@ -417,7 +424,7 @@ impl Room {
         brokers.map_or(self.packet_bytes_max, |max| self.packet_bytes_max.min(max as usize))
     }
 
-    fn models(&mut self, models: &Value) {
+    fn models(&mut self, unix_ms: u64, models: &Value) {
         self.models = models["models"].as_array().cloned().unwrap_or_default();
         self.types.clear();
         for model in &self.models {
@@ -430,26 +437,31 @@ impl Room {
             }
         }
         if self.granted.is_some() && self.subscribed {
-            self.publish_models();
+            self.publish_models(unix_ms);
         }
     }
 
     /// Publishes the retained topics of the models that say something new; those of models that are gone are
     /// emptied, which deletes them.
-    fn publish_models(&mut self) {
+    fn publish_models(&mut self, unix_ms: u64) {
         let prefix = self.prefix().as_str().to_owned();
         let under = Prefix::parse(&prefix).expect("it was one just now");
         let mut current = BTreeMap::new();
         let node = self.exchange.node.clone();
         let node = Name::parse(&node).expect("the daemon has checked its node's name");
-        for model in &self.models {
-            let Ok(name) = Name::parse(model["name"].as_str().unwrap_or_default()) else { continue };
-            let topic = Topic::ModelState { node, model: name }.under(under).to_string();
-            let fields = ["version", "digest", "signed", "state", "since", "last_error"];
-            let state: serde_json::Map<String, Value> = fields
-                .into_iter()
-                .filter_map(|field| Some((field.to_owned(), model.get(field)?.clone())))
-                .collect();
+        for (name, mut state) in model_states(&self.models) {
+            let Ok(model) = Name::parse(&name) else { continue };
+            let (since, _) = self
+                .since
+                .entry(name.clone())
+                .and_modify(|(since, known)| {
+                    if *known != state {
+                        (*since, *known) = (unix_ms, state.clone());
+                    }
+                })
+                .or_insert_with(|| (unix_ms, state.clone()));
+            state.insert("since".to_owned(), (*since).into());
+            let topic = Topic::ModelState { node, model }.under(under).to_string();
             current.insert(topic, Bytes::from(Value::Object(state).to_string()));
         }
         let description = json!({
@@ -537,6 +549,28 @@ impl Room {
     fn prefix(&self) -> Prefix<'_> {
         Prefix::parse(&self.exchange.prefix).expect("the configuration has checked the prefix")
     }
+}
+
+/// What `model/<m>/state` says of each name. Of several versions the one that answers speaks; another one's trouble
+/// stands beside it as `last_error`.
+fn model_states(models: &[Value]) -> BTreeMap<String, Fields> {
+    let mut states: BTreeMap<String, Fields> = BTreeMap::new();
+    for model in models {
+        let Some(name) = model["name"].as_str() else { continue };
+        let known = states.entry(name.to_owned()).or_default();
+        if known.get("state").is_none_or(|state| state != "ready") {
+            for field in ["version", "digest", "signed", "state", "previous_version"] {
+                known.remove(field);
+                if let Some(value) = model.get(field) {
+                    known.insert(field.to_owned(), value.clone());
+                }
+            }
+        }
+        if let Some(reason) = model.get("reason") {
+            known.insert("last_error".to_owned(), reason.clone());
+        }
+    }
+    states
 }
 
 #[cfg(test)]

@@ -11,11 +11,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        Bench::with(Config::default())
-    }
-
-    fn with(config: Config) -> Bench {
-        let mut room = Room::new(&config.settings("n1").unwrap(), "n1", "b007".to_owned());
+        let mut room = Room::new(&Config::default().settings("n1").unwrap(), "n1", "b007".to_owned());
         room.will();
         Bench { room, ms: 0 }
     }
@@ -246,19 +242,18 @@ fn a_refusal_for_now_may_be_asked_again_under_the_same_name() {
 }
 
 #[test]
-fn beyond_the_queue_the_answer_is_429_at_once() {
-    let mut bench = Bench::with(Config { queue: 2, ..Config::default() });
-    bench.greet();
-    for id in ["/a", "/b", "/c"] {
-        bench.request(id, None);
+fn beyond_what_can_be_held_the_answer_is_429_at_once() {
+    let mut bench = Bench::ready();
+    for id in 0..JOBS_MAX as u16 {
+        bench.request(&format!("/{id}"), Some(id));
     }
-    let expected = ["submit 1 to m", "submit 2 to m", "publish 3: _res/cam/c 429"];
-    assert_eq!(bench.effects(), expected);
-    // QoS 1 is held back by the broker; where it can't (3.1.1), twice the queue is the end.
-    for (id, token) in [("/d", 4), ("/e", 5), ("/f", 6)] {
-        bench.request(id, Some(token));
-    }
-    assert_eq!(bench.effects(), ["submit 3 to m", "submit 4 to m", "publish 4: _res/cam/f 429"]);
+    assert_eq!(bench.effects().len(), JOBS_MAX);
+    bench.request("/more", Some(2000));
+    bench.request("/more", None);
+    assert_eq!(bench.effects(), ["publish 3: _res/cam/more 429", "publish 4: _res/cam/more 429"]);
+    bench.reply(7, Status::Ok);
+    bench.request("/more", Some(2001));
+    assert_eq!(bench.effects(), ["submit 1025 to m", "publish 5: _res/cam/6 200"]);
 }
 
 #[test]
@@ -347,6 +342,32 @@ fn only_what_changed_about_the_models_is_published() {
         said[1..],
         ["publish 9: n1/description", "publish 10: n1/model/a/state serving", "publish 11: n1/model/b/state",]
     );
+}
+
+#[test]
+fn a_models_state_is_that_of_the_version_that_answers() {
+    let mut bench = Bench::ready();
+    let ready = json!({ "name": "a", "version": 1, "digest": "sha256:00", "signed": true, "state": "ready" });
+    let failed =
+        json!({ "name": "a", "version": 2, "signed": true, "state": "failed", "reason": "no such op" });
+    let said = |bench: &mut Bench, models: &[&Value]| -> Vec<String> {
+        bench.handle(Event::Models(json!({ "models": models })));
+        let effects: Vec<Effect> = std::iter::from_fn(|| bench.room.effect()).collect();
+        let state = effects.iter().filter_map(|effect| match effect {
+            Effect::Publish(_, message) if message.topic.ends_with("/state") => {
+                Some(String::from_utf8(message.payload.to_vec()).unwrap())
+            }
+            _ => None,
+        });
+        state.collect()
+    };
+    bench.ms = 5;
+    let alone = r#"{"digest":"sha256:00","signed":true,"since":1000005,"state":"ready","version":1}"#;
+    assert_eq!(said(&mut bench, &[&ready]), [alone]);
+    bench.ms = 9;
+    let beside = alone.replace("\"signed", "\"last_error\":\"no such op\",\"signed").replace("05", "09");
+    assert_eq!(said(&mut bench, &[&failed, &ready]), [beside.as_str()]);
+    assert!(said(&mut bench, &[&ready, &failed]).is_empty(), "the same, in another order");
 }
 
 #[test]

@@ -1,0 +1,148 @@
+//! A broker, a daemon and a folder for both; everything ends with the test.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::client::Client;
+
+/// Longest a daemon may take from its start to being ready on the broker: it tries its model first.
+const START: Duration = Duration::from_secs(60);
+
+pub struct Site {
+    pub dir: TempDir,
+    pub port: u16,
+    pub version: u8,
+    broker: Option<Child>,
+    daemon: Option<Child>,
+}
+
+impl Site {
+    /// Nothing runs yet. `version` is the protocol the daemon speaks.
+    pub fn new(version: u8) -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        copy(&digits(), &dir.path().join("models/digits"));
+        Site { dir, port, version, broker: None, daemon: None }
+    }
+
+    /// Broker and daemon run, and requests are answered.
+    pub fn ready(version: u8) -> (Site, String) {
+        let mut site = Site::new(version);
+        site.start_broker("");
+        site.start_daemon("");
+        let node = site.wait_ready();
+        (site, node)
+    }
+
+    pub fn start_broker(&mut self, options: &str) {
+        let config = self.dir.path().join("mosquitto.conf");
+        let port = self.port;
+        let text =
+            format!("listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n{options}\n");
+        fs::write(&config, text).unwrap();
+        let program =
+            ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"].into_iter().find(|p| Path::new(p).exists());
+        let mut command = Command::new(program.unwrap_or("mosquitto"));
+        command.arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
+        self.broker = Some(command.spawn().expect("mosquitto is installed; scripts/test installs it"));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "mosquitto listens");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn stop_broker(&mut self) {
+        end(self.broker.take());
+    }
+
+    pub fn start_daemon(&mut self, options: &str) {
+        let dir = self.dir.path();
+        let config = dir.join("tractd.toml");
+        let (port, version) = (self.port, self.version);
+        let text = format!(
+            "[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\nversion = {version}\nkeep_alive_s = 5\n{options}\n"
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tractd"));
+        command.arg("--config").arg(&config);
+        command.arg("--state").arg(dir.join("state")).arg("--socket").arg(dir.join("tractd.sock"));
+        command.arg("--models").arg(dir.join("models"));
+        command.stdout(Stdio::null()).stderr(fs::File::create(dir.join("tractd.log")).unwrap());
+        self.daemon = Some(command.spawn().unwrap());
+    }
+
+    /// Sends the daemon a signal, and waits for its end if that is what the signal is for.
+    pub fn end_daemon(&mut self, signal: &str) {
+        let mut child = self.daemon.take().unwrap();
+        send(&child, signal);
+        child.wait().unwrap();
+    }
+
+    pub fn signal_broker(&self, signal: &str) {
+        send(self.broker.as_ref().unwrap(), signal);
+    }
+
+    pub fn client(&self, id: &str) -> Client {
+        Client::connect(self.port, self.version, id)
+    }
+
+    /// Waits until the daemon says on the broker that it and its model are ready; returns its node.
+    pub fn wait_ready(&self) -> String {
+        let mut client = Client::connect(self.port, 4, "watch");
+        client.subscribe("tractd/v1/+/model/digits/state");
+        let deadline = Instant::now() + START;
+        while let Some(said) = client.receive(deadline.saturating_duration_since(Instant::now())) {
+            if !said.payload.is_empty() && said.json()["state"] == "ready" {
+                return said.topic.split('/').nth(2).unwrap().to_owned();
+            }
+        }
+        panic!("not ready:\n{}", self.log());
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("tractd.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        end(self.daemon.take());
+        end(self.broker.take());
+    }
+}
+
+/// The example model, version 1.
+pub fn digits() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/digits/1")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn send(child: &Child, signal: &str) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+}
+
+fn end(child: Option<Child>) {
+    if let Some(mut child) = child {
+        drop(child.kill());
+        drop(child.wait());
+    }
+}
