@@ -30,6 +30,7 @@ mod portable;
 mod program;
 mod spec;
 mod step;
+mod strip;
 mod tier;
 #[cfg(target_arch = "x86_64")]
 mod x86;
