@@ -9,6 +9,7 @@
 
 mod convert;
 mod exec;
+mod finite;
 mod graph;
 mod guard;
 mod image;

@@ -1,7 +1,12 @@
-use std::io;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, fs, io};
 
-use tractd_bundle::{Bundle, Digest, InputSpec, OutputSpec};
+use tractd_bundle::{Bundle, Digest, Dim, InputSpec, OutputSpec};
+
+use crate::exec::Executable;
+use crate::graph::Graph;
+use crate::interface::{Interface, shape_text};
 
 /// What a plan may use up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,15 +14,17 @@ pub struct PlanOptions {
     /// Prepared graphs kept, one per combination of free dimensions: each holds its own packed weights. The
     /// least recently used goes first. At least 1.
     pub shapes_max: usize,
-    /// The largest a request may make a free dimension, in elements.
+    /// The largest a request may make a free dimension, in elements. What memory a model was proven with says
+    /// nothing about larger shapes.
     pub free_dim_max: u32,
-    /// The largest picture decoded, in pixels: a small file can hold a huge one.
+    /// The largest picture decoded, in pixels: a small file can hold a huge one. The default passes an 8K frame
+    /// (33 million), which takes 100 MB decoded.
     pub image_pixels_max: u64,
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { shapes_max: 4, free_dim_max: 4096, image_pixels_max: 64_000_000 }
+        PlanOptions { shapes_max: 4, free_dim_max: 4096, image_pixels_max: 36_000_000 }
     }
 }
 
@@ -51,10 +58,21 @@ pub enum LoadError {
 /// A model loaded: immutable, shared by sessions, each run as deterministic as the graph.
 pub struct Plan {
     bundle: Bundle,
-    inputs: Vec<InputSpec>,
-    outputs: Vec<OutputSpec>,
+    options: PlanOptions,
+    interface: Interface,
+    output_names: Vec<Arc<str>>,
     labels: Vec<Arc<str>>,
+    weight_bytes: u64,
+    free: Vec<String>,
+    /// Kept to make the graph for further shapes; a model without free dimensions is done with it.
+    graph: Option<Graph>,
+    /// Least recently used first. A lock because sessions on several threads look up what one of them
+    /// prepared; it is held for the look-up only, never while a graph is prepared.
+    prepared: Mutex<Vec<(Shapes, Arc<Executable>)>>,
 }
+
+/// The sizes of a plan's free dimensions, in the order of [`Plan::free`].
+pub(crate) type Shapes = Vec<u32>;
 
 impl Plan {
     /// Loads the bundle's model. Run untrusted bundles through [`crate::proof::prove`] first: this can use a
@@ -63,8 +81,35 @@ impl Plan {
     /// # Errors
     /// [`LoadError`]
     pub fn load(bundle: &Bundle, options: &PlanOptions) -> Result<Plan, LoadError> {
-        _ = options;
-        Ok(Plan { bundle: bundle.clone(), inputs: vec![], outputs: vec![], labels: vec![] })
+        let labels: Vec<Arc<str>> = bundle.labels()?.into_iter().map(Arc::from).collect();
+        let file = fs::read(bundle.model_path())?;
+        let manifest = bundle.manifest.as_ref();
+        let (graph, mut interface) = Graph::read(&file, manifest, labels.len())?;
+        drop(file);
+        check_labels(&interface, &labels)?;
+
+        let mut free: Vec<String> =
+            interface.inputs.iter().flat_map(|input| input.tensor.free_dims()).map(str::to_owned).collect();
+        free.sort_unstable();
+        free.dedup();
+        // The author's own shapes, if there are any: 1 can be too small for a graph, and tells less.
+        let golden = manifest.and_then(|manifest| manifest.golden.first());
+        let size = |name: &String| golden.and_then(|golden| golden.shape.get(name)).copied().unwrap_or(1);
+        let shapes: Shapes = free.iter().map(size).collect();
+        let executable = graph.prepare(&input_shapes(&interface, &free, &shapes))?;
+        check_outputs(&mut interface, &executable, bundle.manifest.is_none() && free.is_empty())?;
+
+        Ok(Plan {
+            bundle: bundle.clone(),
+            options: options.clone(),
+            output_names: interface.outputs.iter().map(|out| Arc::from(out.tensor.name.as_str())).collect(),
+            interface,
+            labels,
+            weight_bytes: graph.weight_bytes,
+            graph: (!free.is_empty()).then_some(graph),
+            free,
+            prepared: Mutex::new(vec![(shapes, Arc::new(executable))]),
+        })
     }
 
     /// The model's name.
@@ -89,12 +134,12 @@ impl Plan {
 
     /// What it takes: the manifest's word, or read off the graph.
     pub fn inputs(&self) -> &[InputSpec] {
-        &self.inputs
+        &self.interface.inputs
     }
 
     /// What it gives: the manifest's word, or read off the graph.
     pub fn outputs(&self) -> &[OutputSpec] {
-        &self.outputs
+        &self.interface.outputs
     }
 
     /// Class names by index; empty where there are none.
@@ -104,11 +149,151 @@ impl Plan {
 
     /// Bytes of the graph's constants, as the file has them.
     pub fn weight_bytes(&self) -> u64 {
-        0
+        self.weight_bytes
     }
 
     /// Whether [`crate::Input::Media`] is understood.
     pub fn takes_media(&self) -> bool {
-        self.inputs.iter().any(|input| input.image.is_some())
+        self.interface.inputs.iter().any(|input| input.image.is_some())
+    }
+
+    /// The names of the inputs' free dimensions, sorted; empty for most models.
+    pub fn free_dims(&self) -> &[String] {
+        &self.free
+    }
+
+    pub(crate) fn options(&self) -> &PlanOptions {
+        &self.options
+    }
+
+    pub(crate) fn output_names(&self) -> &[Arc<str>] {
+        &self.output_names
+    }
+
+    /// The graph for these sizes of the free dimensions, prepared now if it is not at hand.
+    pub(crate) fn executable(&self, shapes: &Shapes) -> Result<Arc<Executable>, LoadError> {
+        if let Some(executable) = self.look_up(shapes) {
+            return Ok(executable);
+        }
+        let graph =
+            self.graph.as_ref().expect("without free dimensions there is one set of shapes, kept since load");
+        let executable = Arc::new(graph.prepare(&input_shapes(&self.interface, &self.free, shapes))?);
+        // Two sessions may have prepared the same: one result too many for a moment, and no waiting.
+        let mut prepared = self.lock();
+        prepared.retain(|(known, _)| known != shapes);
+        let over = (prepared.len() + 1).saturating_sub(self.options.shapes_max.max(1));
+        prepared.drain(..over);
+        prepared.push((shapes.clone(), executable.clone()));
+        Ok(executable)
+    }
+
+    fn look_up(&self, shapes: &Shapes) -> Option<Arc<Executable>> {
+        let mut prepared = self.lock();
+        let at = prepared.iter().position(|(known, _)| known == shapes)?;
+        let entry = prepared.remove(at);
+        let executable = entry.1.clone();
+        prepared.push(entry);
+        Some(executable)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Shapes, Arc<Executable>)>> {
+        // Nothing panics between taking an entry out and putting it back.
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Plan({} {} {})", self.name(), self.version(), self.digest().short())
+    }
+}
+
+fn input_shapes(interface: &Interface, free: &[String], shapes: &Shapes) -> Vec<Vec<u32>> {
+    let sizes: BTreeMap<String, u32> = free.iter().cloned().zip(shapes.iter().copied()).collect();
+    (interface.inputs.iter())
+        .map(|input| input.tensor.resolved(&sizes).expect("`free` has every free dimension of the inputs"))
+        .collect()
+}
+
+fn check_labels(interface: &Interface, labels: &[Arc<str>]) -> Result<(), LoadError> {
+    for output in interface.outputs.iter().filter(|output| output.post.top_k.is_some()) {
+        let fixed = output.tensor.resolved(&BTreeMap::new());
+        let classes = fixed.map(|shape| shape.iter().map(|&dim| u64::from(dim)).product::<u64>());
+        if let Some(classes) = classes
+            && !labels.is_empty()
+            && classes != labels.len() as u64
+        {
+            return Err(LoadError::Interface(format!(
+                "output `{}` has {classes} classes, the labels file {} lines",
+                output.tensor.name,
+                labels.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Holds the outputs the graph really gives against the specs. Where nobody promised a size (`adopt`), the
+/// graph's own is taken.
+fn check_outputs(interface: &mut Interface, executable: &Executable, adopt: bool) -> Result<(), LoadError> {
+    let real = executable.outputs().map_err(|error| LoadError::Graph(format!("{error:#}")))?;
+    for (output, (dtype, shape)) in interface.outputs.iter_mut().zip(real) {
+        let spec = &mut output.tensor;
+        if dtype != Some(spec.dtype) {
+            let real = dtype.map_or("something that cannot be served".to_owned(), |dtype| dtype.to_string());
+            return Err(LoadError::Interface(format!(
+                "output `{}` is {} by its declaration, {real} as computed",
+                spec.name, spec.dtype
+            )));
+        }
+        let fits = |(dim, real): (&Dim, &Option<u32>)| match (dim, real) {
+            (Dim::Fixed(size), Some(real)) => size == real,
+            _ => true,
+        };
+        if shape.len() != spec.shape.len() || !spec.shape.iter().zip(&shape).all(fits) {
+            return Err(LoadError::Interface(format!(
+                "output `{}` has shape [{}] by its declaration, {shape:?} as computed",
+                spec.name,
+                shape_text(&spec.shape)
+            )));
+        }
+        if adopt {
+            for (dim, real) in spec.shape.iter_mut().zip(shape) {
+                if let Some(size) = real {
+                    *dim = Dim::Fixed(size);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_least_recently_used_shapes_go() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/rows");
+        let bundle = Bundle::open(&dir, &tractd_bundle::Limits::default()).unwrap();
+        let options = PlanOptions { shapes_max: 2, ..PlanOptions::default() };
+        let plan = Plan::load(&bundle, &options).unwrap();
+        let kept = |plan: &Plan| plan.lock().iter().map(|(shapes, _)| shapes[0]).collect::<Vec<u32>>();
+        assert_eq!(kept(&plan), [1], "prepared at load, as the first golden vector has it");
+        plan.executable(&vec![5]).unwrap();
+        plan.executable(&vec![1]).unwrap();
+        assert_eq!(kept(&plan), [5, 1]);
+        plan.executable(&vec![7]).unwrap();
+        assert_eq!(kept(&plan), [1, 7]);
+    }
+
+    #[test]
+    fn a_plan_is_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        fn moved<T: Send>() {}
+        shared::<Plan>();
+        moved::<crate::Session>();
     }
 }

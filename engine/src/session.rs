@@ -1,12 +1,22 @@
 use std::sync::Arc;
+use std::time::Instant;
 
-use tractd_bundle::DType;
+use tract_onnx::prelude::{TValue, Tensor as TractTensor};
+use tractd_bundle::{DType, Dim};
 
-use crate::{Input, Output, Plan, Want};
+use crate::convert::{from_tract, to_tract};
+use crate::exec::State;
+use crate::image;
+use crate::interface::shape_text;
+use crate::plan::Shapes;
+use crate::{Input, Output, Plan, Tensor, TensorView, Timings, Want, finite, post};
 
 /// One worker's state on a [`Plan`]: buffers and the graph's own state. Not shared; make one per thread.
 pub struct Session {
     plan: Arc<Plan>,
+    resizer: image::Resizer,
+    /// For the shapes of the last run; requests of one model mostly repeat theirs.
+    state: Option<(Shapes, State)>,
 }
 
 /// Why a run gave no answer. All but `Internal` are the request's fault.
@@ -94,6 +104,9 @@ pub enum RunError {
         /// In pixels or elements.
         limit: u64,
     },
+    /// The free dimensions asked for fit the manifest, but the graph cannot be made for them.
+    #[error("the model does not take these shapes: {0}")]
+    UnfitShape(String),
     /// The graph failed on a sound input: the model's fault, or ours.
     #[error("the model failed: {0}")]
     Internal(String),
@@ -105,7 +118,11 @@ impl Session {
     /// # Errors
     /// The graph's state cannot be set up.
     pub fn new(plan: Arc<Plan>) -> Result<Session, RunError> {
-        Ok(Session { plan })
+        let mut session = Session { plan, resizer: image::Resizer::default(), state: None };
+        if session.plan.free_dims().is_empty() {
+            session.state_for(Vec::new())?;
+        }
+        Ok(session)
     }
 
     /// The plan this runs.
@@ -118,7 +135,195 @@ impl Session {
     /// # Errors
     /// [`RunError`]
     pub fn run(&mut self, input: Input<'_>, want: Want) -> Result<Output, RunError> {
-        _ = (input, want);
-        Err(RunError::Internal("not built yet".to_owned()))
+        let begin = Instant::now();
+        let (tensors, shapes) = match input {
+            Input::Tensors(views) => self.read_views(views)?,
+            Input::Media(bytes) => self.read_media(bytes)?,
+        };
+        let state = self.state_for(shapes)?;
+        let pre_us = micros(begin);
+
+        let begin = Instant::now();
+        let result = state.run(tensors);
+        let infer_us = micros(begin);
+        let values = result.map_err(|error| {
+            self.state = None;
+            RunError::Internal(format!("{error:#}"))
+        })?;
+
+        let begin = Instant::now();
+        let mut output = self.collect(&values, want)?;
+        output.timings = Timings { pre_us, infer_us, post_us: micros(begin) };
+        Ok(output)
     }
+
+    /// Checks everything about the views and copies each once, into memory aligned for the kernels.
+    fn read_views(&self, views: &[TensorView<'_>]) -> Result<(Vec<TractTensor>, Shapes), RunError> {
+        let inputs = self.plan.inputs();
+        let name_of = |view: &TensorView<'_>| match inputs {
+            [only] if view.name.is_empty() => only.tensor.name.clone(),
+            _ => view.name.to_owned(),
+        };
+        let mut by_input: Vec<Option<&TensorView<'_>>> = vec![None; inputs.len()];
+        for view in views {
+            let name = name_of(view);
+            let Some(index) = inputs.iter().position(|input| input.tensor.name == name) else {
+                let known: Vec<&str> = inputs.iter().map(|input| input.tensor.name.as_str()).collect();
+                return Err(RunError::UnknownInput { name, known: known.join(", ") });
+            };
+            if by_input[index].replace(view).is_some() {
+                return Err(RunError::DuplicateInput { name });
+            }
+        }
+
+        let mut free = FreeDims::new(&self.plan);
+        let mut tensors = Vec::with_capacity(inputs.len());
+        for (input, view) in inputs.iter().zip(by_input) {
+            let spec = &input.tensor;
+            let name = || spec.name.clone();
+            let view = view.ok_or_else(|| RunError::MissingInput { name: name() })?;
+            if view.dtype != spec.dtype {
+                return Err(RunError::WrongDtype { name: name(), expected: spec.dtype, got: view.dtype });
+            }
+            if !free.fit(&spec.shape, view.shape)? {
+                let (expected, got) = (shape_text(&spec.shape), view.shape.to_vec());
+                return Err(RunError::WrongShape { name: name(), expected, got });
+            }
+            let got = view.data.len() as u64;
+            let expected = spec.byte_len(view.shape).unwrap_or(u64::MAX);
+            if got != expected {
+                return Err(RunError::WrongLength { name: name(), expected, got });
+            }
+            if !input.allow_nan
+                && let Some(index) = finite::first_not_finite(spec.dtype, view.data)
+            {
+                return Err(RunError::NotFinite { name: name(), index });
+            }
+            // Anything but 0 and 1 in a bool is undefined behaviour once tract reads it as one.
+            if spec.dtype == DType::Bool
+                && let Some(index) = view.data.iter().position(|&byte| byte > 1)
+            {
+                return Err(RunError::NotBool { name: name(), index });
+            }
+            let mut tensor = self.blank(spec.dtype, view.shape)?;
+            tensor.as_bytes_mut().copy_from_slice(view.data);
+            tensors.push(tensor);
+        }
+        Ok((tensors, free.sizes()))
+    }
+
+    fn read_media(&mut self, bytes: &[u8]) -> Result<(Vec<TractTensor>, Shapes), RunError> {
+        let plan = self.plan.clone();
+        let input = plan.inputs().iter().find_map(|input| Some((&input.tensor, input.image.as_ref()?)));
+        let Some((tensor, spec)) = input else {
+            let problem =
+                "this model takes no pictures; send tensors, or pack it with an [input.image] section";
+            return Err(RunError::UnsupportedMedia(problem.to_owned()));
+        };
+        let picture = image::decode(bytes, spec, plan.options().image_pixels_max)?;
+        // A free dimension is the batch: one picture.
+        let size = |dim: &Dim| if let Dim::Fixed(size) = dim { *size } else { 1 };
+        let shape: Vec<u32> = tensor.shape.iter().map(size).collect();
+        let mut blank = self.blank(tensor.dtype, &shape)?;
+        self.resizer.fill(picture, spec, tensor.dtype, &mut blank)?;
+        Ok((vec![blank], vec![1; plan.free_dims().len()]))
+    }
+
+    fn blank(&self, dtype: DType, shape: &[u32]) -> Result<TractTensor, RunError> {
+        let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
+        TractTensor::zero_dt(to_tract(dtype), &shape)
+            .map_err(|error| RunError::Internal(format!("{error:#}")))
+    }
+
+    fn state_for(&mut self, shapes: Shapes) -> Result<&mut State, RunError> {
+        if self.state.as_ref().is_none_or(|(known, _)| *known != shapes) {
+            // First the old one goes: two sets of buffers at once would not be in anybody's budget.
+            self.state = None;
+            let executable =
+                self.plan.executable(&shapes).map_err(|error| RunError::UnfitShape(error.to_string()))?;
+            let state = executable.state().map_err(|error| RunError::Internal(format!("{error:#}")))?;
+            self.state = Some((shapes, state));
+        }
+        let (_, state) = self.state.as_mut().expect("set just above where it was not");
+        Ok(state)
+    }
+
+    fn collect(&self, values: &[TValue], want: Want) -> Result<Output, RunError> {
+        let mut output = Output::default();
+        for ((value, spec), name) in values.iter().zip(self.plan.outputs()).zip(self.plan.output_names()) {
+            if want.classes
+                && let Some(top_k) = spec.post.top_k
+            {
+                output.classes = post::classes(value, top_k, spec.post.softmax, self.plan.labels())?;
+            }
+            if want.tensors {
+                output.tensors.push(tensor(value, name)?);
+            }
+        }
+        Ok(output)
+    }
+}
+
+fn tensor(value: &TValue, name: &Arc<str>) -> Result<Tensor, RunError> {
+    let unusable = || RunError::Internal(format!("output `{name}` came out as {value:?}"));
+    let dtype = from_tract(value.datum_type()).ok_or_else(unusable)?;
+    let shape = value.shape().iter().map(|&dim| u32::try_from(dim)).collect::<Result<_, _>>();
+    let plain = value.try_as_plain_ram().map_err(|_| unusable())?;
+    Ok(Tensor {
+        name: name.clone(),
+        dtype,
+        shape: shape.map_err(|_| unusable())?,
+        data: plain.as_bytes().to_vec(),
+    })
+}
+
+/// The free dimensions of one request, as its tensors show them one by one.
+struct FreeDims<'p> {
+    names: &'p [String],
+    sizes: Vec<Option<u32>>,
+    limit: u32,
+}
+
+impl<'p> FreeDims<'p> {
+    fn new(plan: &'p Plan) -> FreeDims<'p> {
+        let names = plan.free_dims();
+        FreeDims { names, sizes: vec![None; names.len()], limit: plan.options().free_dim_max }
+    }
+
+    /// Whether `shape` is one `spec` allows, given what earlier tensors made of the same names.
+    fn fit(&mut self, spec: &[Dim], shape: &[u32]) -> Result<bool, RunError> {
+        if spec.len() != shape.len() {
+            return Ok(false);
+        }
+        for (dim, &got) in spec.iter().zip(shape) {
+            match dim {
+                Dim::Fixed(size) if *size == got => {}
+                Dim::Fixed(_) => return Ok(false),
+                Dim::Free(_) if got == 0 => return Ok(false),
+                Dim::Free(name) if got > self.limit => {
+                    let what = format!("dimension `{name}`");
+                    return Err(RunError::TooLarge { what, got: got.into(), limit: self.limit.into() });
+                }
+                Dim::Free(name) => {
+                    let at = self.names.binary_search(name).expect("the plan collected all free dimensions");
+                    if *self.sizes[at].get_or_insert(got) != got {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Once every input has been seen.
+    fn sizes(self) -> Shapes {
+        self.sizes
+            .into_iter()
+            .map(|size| size.expect("each name stands in an input, and all were seen"))
+            .collect()
+    }
+}
+
+fn micros(begin: Instant) -> u32 {
+    u32::try_from(begin.elapsed().as_micros()).unwrap_or(u32::MAX)
 }

@@ -6,6 +6,7 @@
 
 mod child;
 mod parent;
+mod sandbox;
 
 use std::time::Duration;
 
@@ -73,10 +74,10 @@ pub enum Refusal {
         stderr: String,
     },
     /// Not done in time.
-    #[error("the model's trial did not end within {seconds} s")]
+    #[error("the model's trial did not end within {after:?}")]
     TimedOut {
         /// On the clock, or of processor time.
-        seconds: u64,
+        after: Duration,
     },
     /// An allocation failed under the limit.
     #[error("the model needs more than {} MiB of memory to load or run", limit_bytes >> 20)]
@@ -112,7 +113,6 @@ fn tail(stderr: &str) -> String {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Verdict {
     Proven(Proof),
-    OutOfMemory,
     LoadFailed(String),
     SelfTestFailed(String),
 }
