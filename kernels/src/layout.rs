@@ -76,11 +76,6 @@ impl View {
         self.origin + y * self.row + x * self.pixel
     }
 
-    /// Whether the pixels follow one another without a border between rows.
-    pub(crate) fn is_dense(&self) -> bool {
-        self.height == 1 || self.row == self.width * self.pixel
-    }
-
     /// Fills the border with the zero point.
     pub(crate) fn fill_border(&self, arena: &mut [u8]) {
         let Border { top, left, bottom, right } = self.border;

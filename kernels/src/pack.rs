@@ -93,7 +93,11 @@ impl Packed {
 
 /// How many i8 weights add up to the greatest: 1 unless zero points widen them.
 pub(crate) fn passes(weights: &[i16]) -> usize {
-    weights.iter().map(|&w| if w == 255 { 3 } else { 1 + usize::from(i8::try_from(w).is_err()) }).max().unwrap_or(1)
+    weights
+        .iter()
+        .map(|&w| if w == 255 { 3 } else { 1 + usize::from(i8::try_from(w).is_err()) })
+        .max()
+        .unwrap_or(1)
 }
 
 /// The share of a weight that a pass multiplies with.

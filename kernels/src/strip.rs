@@ -108,7 +108,8 @@ impl Strips {
                             match kept {
                                 Kept::Bytes => to[(q * lanes + lane) * QUAD + j] = part(w, column.pass) as u8,
                                 Kept::Words => {
-                                    let to = &mut to[(q * 2 + j % 2) * vector + lane * QUAD + j / 2 * 2..][..2];
+                                    let to =
+                                        &mut to[(q * 2 + j % 2) * vector + lane * QUAD + j / 2 * 2..][..2];
                                     to.copy_from_slice(&w.to_le_bytes());
                                 }
                             }

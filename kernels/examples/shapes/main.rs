@@ -23,7 +23,10 @@ fn main() {
     let quantile = value("--quantile").map_or(0.5, |q| q.parse().expect("a quantile is a number"));
     for tier in tiers {
         println!("\n# {tier}");
-        println!("{:<16}{:>10}{:>11}{:>11}{:>11}{:>9}", "network", "MACs", "µs", "limit µs", "GMAC/s", "of peak");
+        println!(
+            "{:<16}{:>10}{:>11}{:>11}{:>11}{:>9}",
+            "network", "MACs", "µs", "limit µs", "GMAC/s", "of peak"
+        );
         for (name, make) in nets::ALL {
             if value("--net").is_none_or(|net| net == name) {
                 measure(name, &make(), tier, layers, quantile);
@@ -55,7 +58,9 @@ fn measure(name: &str, spec: &ProgramSpec, tier: Tier, layers: bool, quantile: f
             times[step] = (now - last).as_secs_f64() * 1e6;
             last = now;
         };
-        program.run_observed(&mut arena, &inputs, &mut outputs, observe).expect("the sizes are the program's");
+        program
+            .run_observed(&mut arena, &inputs, &mut outputs, observe)
+            .expect("the sizes are the program's");
         if run >= RUNS / 10 {
             peaks.push(peak);
             totals.push(total);

@@ -67,7 +67,8 @@ impl Net {
 
     fn weights(&mut self, len: usize) -> Vec<i8> {
         let mut next = || {
-            self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.seed =
+                self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (self.seed >> 58) as i32 - 32
         };
         // About normal, as trained weights are.
@@ -91,7 +92,8 @@ impl Net {
         end: [usize; 2],
     ) {
         let [h, w, c] = self.shape(self.at);
-        let [oh, ow] = [(h, 0), (w, 1)].map(|(n, axis)| (n + pad[axis] + end[axis] - kernel[axis]) / stride + 1);
+        let [oh, ow] =
+            [(h, 0), (w, 1)].map(|(n, axis)| (n + pad[axis] + end[axis] - kernel[axis]) / stride + 1);
         let output = self.spec.buffer(oh, ow, c_out, ZERO);
         let depth = c / groups * kernel[0] * kernel[1];
         let clamp = match act {
@@ -120,11 +122,12 @@ impl Net {
 
     /// Adds a buffer to the convolution just made.
     fn plus(&mut self, buffer: BufferId, act: Act) {
-        let Some(StepSpec::Conv(conv)) = self.spec.steps.last_mut() else { unreachable!("follows a convolution") };
+        let Some(StepSpec::Conv(conv)) = self.spec.steps.last_mut() else {
+            unreachable!("follows a convolution")
+        };
         let low = if act == Act::Relu { ZERO } else { 0 };
         let clamp = Clamp { low, high: 255 };
-        let residual =
-            ResidualSpec { buffer, a_multiplier: 0.7, b_multiplier: 0.6, zero_point: ZERO, clamp };
+        let residual = ResidualSpec { buffer, a_multiplier: 0.7, b_multiplier: 0.6, zero_point: ZERO, clamp };
         conv.residual = Some(residual);
     }
 
@@ -235,8 +238,15 @@ fn resnet_18() -> ProgramSpec {
 fn mobilenet_v2() -> ProgramSpec {
     let mut net = Net::new(224, 224, 3);
     net.conv(32, [3, 3], 2, 1, Act::Relu6);
-    let blocks =
-        [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
+    let blocks = [
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ];
     for (expand, c_out, count, stride) in blocks {
         for index in 0..count {
             let stride = if index == 0 { stride } else { 1 };

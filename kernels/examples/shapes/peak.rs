@@ -84,12 +84,48 @@ mod x86 {
         _mm_add_epi32(c, _mm_madd_epi16(t, _mm_set1_epi16(1)))
     }
 
-    spin!(vnni_512, "avx512f,avx512vnni", 16, __m512i, _mm512_setzero_si512, _mm512_set1_epi8,
-        |c, a, b| _mm512_dpbusd_epi32(c, a, b), _mm512_add_epi32, low_512);
-    spin!(vnni_256, "avx2,avxvnni", 12, __m256i, _mm256_setzero_si256, _mm256_set1_epi8,
-        |c, a, b| _mm256_dpbusd_avx_epi32(c, a, b), _mm256_add_epi32, low_256);
-    spin!(maddubs_256, "avx2", 12, __m256i, _mm256_setzero_si256, _mm256_set1_epi8,
-        |c, a, b| step_256(c, a, b), _mm256_add_epi32, low_256);
-    spin!(maddubs_128, "sse4.1", 12, __m128i, _mm_setzero_si128, _mm_set1_epi8,
-        |c, a, b| step_128(c, a, b), _mm_add_epi32, low_128);
+    spin!(
+        vnni_512,
+        "avx512f,avx512vnni",
+        16,
+        __m512i,
+        _mm512_setzero_si512,
+        _mm512_set1_epi8,
+        |c, a, b| _mm512_dpbusd_epi32(c, a, b),
+        _mm512_add_epi32,
+        low_512
+    );
+    spin!(
+        vnni_256,
+        "avx2,avxvnni",
+        12,
+        __m256i,
+        _mm256_setzero_si256,
+        _mm256_set1_epi8,
+        |c, a, b| _mm256_dpbusd_avx_epi32(c, a, b),
+        _mm256_add_epi32,
+        low_256
+    );
+    spin!(
+        maddubs_256,
+        "avx2",
+        12,
+        __m256i,
+        _mm256_setzero_si256,
+        _mm256_set1_epi8,
+        |c, a, b| step_256(c, a, b),
+        _mm256_add_epi32,
+        low_256
+    );
+    spin!(
+        maddubs_128,
+        "sse4.1",
+        12,
+        __m128i,
+        _mm_setzero_si128,
+        _mm_set1_epi8,
+        |c, a, b| step_128(c, a, b),
+        _mm_add_epi32,
+        low_128
+    );
 }

@@ -1,6 +1,9 @@
 //! x86-64 tiers.
 
+mod avx2;
 mod avx512;
+mod narrow;
+mod sse41;
 
 use crate::Tier;
 use crate::kernel::Kernels;
@@ -9,6 +12,9 @@ use crate::kernel::Kernels;
 pub(crate) fn kernels(tier: Tier) -> Option<&'static Kernels> {
     match tier {
         Tier::Avx512Vnni => avx512::is_available().then_some(&avx512::KERNELS),
+        Tier::AvxVnni => avx2::vnni::is_available().then_some(&avx2::vnni::KERNELS),
+        Tier::Avx2 => avx2::plain::is_available().then_some(&avx2::plain::KERNELS),
+        Tier::Sse41 => sse41::is_available().then_some(&sse41::KERNELS),
         _ => None,
     }
 }

@@ -375,7 +375,8 @@ pub(crate) fn add(rng: &mut Rng) -> Case {
 pub(crate) fn mul(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let (x, y, output) = operands(b);
-        let (multiplier, clamp) = (b.rng.pick(&[0.004, 0.5, 1.0, 1e12]) * (b.rng.unit() + 0.5), b.rng.clamp());
+        let (multiplier, clamp) =
+            (b.rng.pick(&[0.004, 0.5, 1.0, 1e12]) * (b.rng.unit() + 0.5), b.rng.clamp());
         b.spec.steps.push(StepSpec::Mul(MulSpec { a: x, b: y, output, multiplier, clamp }));
         Some(output)
     })

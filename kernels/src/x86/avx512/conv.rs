@@ -108,7 +108,8 @@ impl Packed512 {
                 let mut writes = [std::ptr::null_mut(); 12];
                 for (read, write) in reads.iter_mut().zip(&mut writes).take(pixels) {
                     // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena.
-                    (*read, *write) = unsafe { (arena.add(cursor.read).cast_const(), arena.add(cursor.write)) };
+                    (*read, *write) =
+                        unsafe { (arena.add(cursor.read).cast_const(), arena.add(cursor.write)) };
                     cursor.next(self);
                 }
                 // SAFETY: as many pointers are set as the tile has pixels; the block's weights and factors are packed

@@ -126,7 +126,12 @@ impl Vector<'_> {
     /// `read` plus each column's offsets plus 64 lies in the arena, as do the masked bytes of each row from `write` on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn compute<const R: usize, const X: usize>(&self, read: *const u8, write: *mut u8, masks: [u64; 2]) {
+    unsafe fn compute<const R: usize, const X: usize>(
+        &self,
+        read: *const u8,
+        write: *mut u8,
+        masks: [u64; 2],
+    ) {
         // Plain loops: a closure handed to another function would not be compiled for these features in place.
         let mut acc = [[[_mm512_setzero_si512(); 4]; X]; R];
         for q in 0..4 {

@@ -43,7 +43,8 @@ pub(super) fn add_rows(arena: &mut [u8], a: &View, b: &View, output: &View, sum:
         let bytes = output.width * output.pixel;
         // SAFETY: the module's contract; the three views have the same sizes, so each row has as many bytes.
         unsafe {
-            let (a, b, to) = (arena.add(a.offset(y, 0)), arena.add(b.offset(y, 0)), arena.add(output.offset(y, 0)));
+            let (a, b, to) =
+                (arena.add(a.offset(y, 0)), arena.add(b.offset(y, 0)), arena.add(output.offset(y, 0)));
             add_bytes(a, b, to, bytes, sum);
         }
     }
@@ -80,7 +81,10 @@ unsafe fn floats(from: *const u8) -> __m512 {
 
 pub(super) fn mul(step: Mul) -> Kernel {
     // Products are at most 255², so a larger multiplier could leave i32.
-    if !packs(&step.output) || step.multiplier > 1e4 || (repeats(&step.b, &step.output) && step.output.pixel < 16) {
+    if !packs(&step.output)
+        || step.multiplier > 1e4
+        || (repeats(&step.b, &step.output) && step.output.pixel < 16)
+    {
         return portable::packed(step);
     }
     Box::new(Packed(step))
@@ -152,7 +156,13 @@ impl Run for Packed<Table> {
 }
 
 /// `output = table[input]` over these rows; both may be the same.
-pub(super) fn table_rows(arena: &mut [u8], input: &View, output: &View, table: &[u8; 256], rows: Range<usize>) {
+pub(super) fn table_rows(
+    arena: &mut [u8],
+    input: &View,
+    output: &View,
+    table: &[u8; 256],
+    rows: Range<usize>,
+) {
     let permutes = is_x86_feature_detected!("avx512vbmi");
     for y in rows {
         let (from, to, bytes) = (input.offset(y, 0), output.offset(y, 0), output.width * output.pixel);

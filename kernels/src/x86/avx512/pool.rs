@@ -44,7 +44,13 @@ impl Run for Packed<MaxPool> {
 /// # Safety
 /// A window of `[height, width]` pixels, `steps` apart, is readable at `from` and `pixel` bytes are writable at `to`.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn maximum(from: *const u8, to: *mut u8, pixel: usize, [height, width]: [usize; 2], steps: [usize; 2]) {
+unsafe fn maximum(
+    from: *const u8,
+    to: *mut u8,
+    pixel: usize,
+    [height, width]: [usize; 2],
+    steps: [usize; 2],
+) {
     for c in (0..pixel).step_by(64) {
         let mut greatest = _mm512_setzero_si512();
         for ky in 0..height {

@@ -1,0 +1,106 @@
+//! 128-bit vectors, for processors without any AVX.
+
+use std::arch::is_x86_feature_detected;
+use std::arch::x86_64::*;
+
+use super::narrow::{Bounds, Vector};
+
+#[derive(Clone, Copy)]
+pub(super) struct Sse41(__m128i);
+
+impl Vector for Sse41 {
+    const LANES: usize = 4;
+    const PIXELS: usize = 2;
+    const EXACT: bool = false;
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Self {
+        // SAFETY: the trait's contract, as in all methods below.
+        Self(unsafe { _mm_loadu_si128(from.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut u8) {
+        // SAFETY: the trait's contract.
+        unsafe { _mm_storeu_si128(to.cast(), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn broadcast(from: *const u8) -> Self {
+        // SAFETY: the trait's contract.
+        Self(unsafe { _mm_set1_epi32(from.cast::<i32>().read_unaligned()) })
+    }
+
+    #[inline(always)]
+    unsafe fn dot(self, x: Self, w: Self) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let pairs = _mm_maddubs_epi16(x.0, w.0);
+            Self(_mm_add_epi32(self.0, _mm_madd_epi16(pairs, _mm_set1_epi16(1))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn split(self) -> (Self, Self) {
+        // SAFETY: the trait's contract.
+        unsafe { (Self(_mm_and_si128(self.0, _mm_set1_epi16(0xff))), Self(_mm_srli_epi16::<8>(self.0))) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_words(self, x: Self, w: Self) -> Self {
+        // SAFETY: the trait's contract.
+        Self(unsafe { _mm_add_epi32(self.0, _mm_madd_epi16(x.0, w.0)) })
+    }
+
+    #[inline(always)]
+    unsafe fn rounded(self, multipliers: *const f32) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe { Self(_mm_cvtps_epi32(_mm_mul_ps(_mm_cvtepi32_ps(self.0), _mm_loadu_ps(multipliers)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn pack(whole: [Self; 4], bounds: &Bounds) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let zero_point = _mm_set1_epi16(bounds.zero_point);
+            let low = _mm_adds_epi16(_mm_packs_epi32(whole[0].0, whole[1].0), zero_point);
+            let high = _mm_adds_epi16(_mm_packs_epi32(whole[2].0, whole[3].0), zero_point);
+            let bytes = _mm_min_epu8(_mm_packus_epi16(low, high), _mm_set1_epi8(bounds.high as i8));
+            Self(_mm_max_epu8(bytes, _mm_set1_epi8(bounds.low as i8)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pack_16(whole: &[Self], bounds: &Bounds) -> __m128i {
+        // SAFETY: the trait's contract.
+        unsafe { Self::pack([whole[0], whole[1], whole[2], whole[3]], bounds).0 }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(rows: [Self; 4]) -> [Self; 4] {
+        let [a, b, c, d] = rows.map(|row| row.0);
+        // SAFETY: the trait's contract.
+        unsafe {
+            let (ab_low, ab_high) = (_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b));
+            let (cd_low, cd_high) = (_mm_unpacklo_epi8(c, d), _mm_unpackhi_epi8(c, d));
+            [
+                Self(_mm_unpacklo_epi16(ab_low, cd_low)),
+                Self(_mm_unpackhi_epi16(ab_low, cd_low)),
+                Self(_mm_unpacklo_epi16(ab_high, cd_high)),
+                Self(_mm_unpackhi_epi16(ab_high, cd_high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: the trait's contract.
+        Self(unsafe { _mm_max_epu8(self.0, other.0) })
+    }
+}
+
+super::narrow::tier!(Sse41, "sse4.1,ssse3", [1 2]);
+
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("sse4.1") && is_x86_feature_detected!("ssse3")
+}
