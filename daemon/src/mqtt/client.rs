@@ -8,6 +8,8 @@
 //! - Polling and sending share one task, so nothing here awaits the client (rumqtt#1025); only `try_*` is called.
 //! - The future of `poll` is kept across calls of [`Connection::next`], because dropping it in the middle of a write
 //!   loses a packet.
+//! - What it had read before an error stays in its buffer: acknowledgements are taken from there, or their messages
+//!   would be sent twice.
 //! - Every acknowledgement is checked: rumqttc only logs the failure codes of PUBACK and SUBACK.
 //! - After our own DISCONNECT has been written the loop is not polled again: it would reconnect.
 //! - No topic alias is ever offered: aliased publishes arrive with an empty topic.
@@ -120,6 +122,9 @@ pub(super) struct Connection {
     client: Client,
     /// None once the connection is over.
     polling: Option<Polling>,
+    /// What was still to be told when the connection ended, and why it did.
+    remains: VecDeque<Packet>,
+    loss: Option<Loss>,
     /// QoS 1 messages handed over whose packet id is not known yet, oldest first.
     unsent: VecDeque<u64>,
     /// The tag of each packet id that waits for its PUBACK.
@@ -148,22 +153,34 @@ impl Connection {
             }
         };
         let polling = Some(poll(event_loop));
-        Ok(Connection { client, polling, unsent: VecDeque::new(), unacked: HashMap::new() })
+        let (unsent, unacked) = (VecDeque::new(), HashMap::new());
+        Ok(Connection { client, polling, remains: VecDeque::new(), loss: None, unsent, unacked })
     }
 
     /// The next event. Safe to drop and call again; never returns once the connection is over.
     pub(super) async fn next(&mut self) -> Event {
-        let Some(polling) = &mut self.polling else { return std::future::pending().await };
-        let (event_loop, result) = polling.await;
-        self.polling = None;
-        let packet = match result {
-            Ok(packet) => packet,
-            Err(loss) => return Event::Lost(loss),
-        };
-        if !matches!(packet, Packet::WroteDisconnect) {
-            self.polling = Some(poll(event_loop));
+        if let Some(polling) = &mut self.polling {
+            let (event_loop, result) = polling.await;
+            self.polling = None;
+            match result {
+                Ok(Packet::WroteDisconnect) => return Event::Closed,
+                Ok(packet) => {
+                    self.polling = Some(poll(event_loop));
+                    return self.event(packet);
+                }
+                Err(loss) => {
+                    self.remains = remains(event_loop);
+                    self.loss = Some(loss);
+                }
+            }
         }
-        self.event(packet)
+        if let Some(packet) = self.remains.pop_front() {
+            return self.event(packet);
+        }
+        match self.loss.take() {
+            Some(loss) => Event::Lost(loss),
+            None => std::future::pending().await,
+        }
     }
 
     fn event(&mut self, packet: Packet) -> Event {
@@ -176,7 +193,7 @@ impl Connection {
             },
             Packet::SubAck { refused } => Event::Subscribed { refused },
             Packet::Other => Event::Alive,
-            Packet::Wrote | Packet::WrotePublish { id: 0 } => Event::Sent,
+            Packet::Wrote | Packet::WroteDisconnect | Packet::WrotePublish { id: 0 } => Event::Sent,
             Packet::WrotePublish { id } => {
                 // The loop takes messages off its channel in order, so the oldest tag has just got its id.
                 if let Some(tag) = self.unsent.pop_front() {
@@ -184,7 +201,6 @@ impl Connection {
                 }
                 Event::Sent
             }
-            Packet::WroteDisconnect => Event::Closed,
         }
     }
 
@@ -269,6 +285,17 @@ fn poll(mut event_loop: EventLoop) -> Polling {
         };
         (event_loop, result)
     })
+}
+
+/// Acknowledgements that were read together with what ended the connection: without them their messages would be sent
+/// twice. Arrivals come again.
+fn remains(event_loop: EventLoop) -> VecDeque<Packet> {
+    let mut packets: VecDeque<Packet> = match event_loop {
+        EventLoop::V4(event_loop) => event_loop.state.events.into_iter().map(packet_v4).collect(),
+        EventLoop::V5(event_loop) => event_loop.state.events.into_iter().map(packet_v5).collect(),
+    };
+    packets.retain(|packet| matches!(packet, Packet::PubAck { .. } | Packet::WrotePublish { .. }));
+    packets
 }
 
 fn read_password(path: &Path) -> Result<String, Loss> {
