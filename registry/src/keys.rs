@@ -210,8 +210,7 @@ impl KeyFolder {
         let mut identity = age::scrypt::Identity::new(self.secret());
         identity.set_max_work_factor(WORK_FACTOR_MAX);
         let pkcs8 = age::decrypt(&identity, &encrypted).map(Zeroizing::new);
-        let pkcs8 =
-            pkcs8.map_err(|e| KeyError::Decrypt { path: path.clone(), message: e.to_string() })?;
+        let pkcs8 = pkcs8.map_err(|e| KeyError::Decrypt { path: path.clone(), message: e.to_string() })?;
         let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|_| KeyError::Mismatch(path.clone()))?;
         if hex::encode(pair.public_key().as_ref()) != info.public {
             return Err(KeyError::Mismatch(path));
@@ -231,11 +230,7 @@ impl KeyFolder {
 }
 
 fn tuf_key(public: &str) -> Key {
-    Key {
-        keytype: "ed25519".into(),
-        scheme: "ed25519".into(),
-        keyval: KeyVal { public: public.to_owned() },
-    }
+    Key { keytype: "ed25519".into(), scheme: "ed25519".into(), keyval: KeyVal { public: public.to_owned() } }
 }
 
 fn io_at(path: &Path) -> impl FnOnce(io::Error) -> KeyError + use<> {

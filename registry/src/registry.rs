@@ -570,8 +570,7 @@ impl Registry {
             let source = MetadataError::NotOurs("rollout".into());
             return Err(RegistryError::Metadata { path: place, source });
         }
-        serde_json::from_slice(&bytes)
-            .map_err(|e| RegistryError::Metadata { path: place, source: e.into() })
+        serde_json::from_slice(&bytes).map_err(|e| RegistryError::Metadata { path: place, source: e.into() })
     }
 
     fn delegated(&self) -> Result<Vec<String>, RegistryError> {

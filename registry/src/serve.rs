@@ -108,7 +108,8 @@ fn file(path: &Path, request: &Request) -> io::Result<ResponseBox> {
     if field(request, "If-None-Match") == Some(&etag) {
         return Ok(empty(304).with_header(header("ETag", &etag)));
     }
-    let range = field(request, "Range").filter(|_| field(request, "If-Range").is_none_or(|known| known == etag));
+    let range =
+        field(request, "Range").filter(|_| field(request, "If-Range").is_none_or(|known| known == etag));
     let headers = vec![
         header("Content-Type", content_type(path)),
         header("ETag", &etag),

@@ -46,7 +46,10 @@ mod tests {
         assert_eq!(now(at(0), 0), Now { unix_s: BUILD_EPOCH_S, untrusted: true });
         assert_eq!(now(at(0), later), Now { unix_s: later, untrusted: true });
         assert_eq!(now(at(later + 5), later), Now { unix_s: later + 5, untrusted: false });
-        assert_eq!(now(UNIX_EPOCH - Duration::from_secs(9), 0), Now { unix_s: BUILD_EPOCH_S, untrusted: true });
+        assert_eq!(
+            now(UNIX_EPOCH - Duration::from_secs(9), 0),
+            Now { unix_s: BUILD_EPOCH_S, untrusted: true }
+        );
     }
 
     #[test]

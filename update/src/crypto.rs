@@ -66,13 +66,7 @@ impl CryptoProvider for Ring {
     }
 
     /// TUF signs whole messages; ring has no other way.
-    fn verify_prehashed(
-        &self,
-        scheme: SigningScheme,
-        _: &[u8],
-        _: &[u8],
-        _: &[u8],
-    ) -> Result<(), Error> {
+    fn verify_prehashed(&self, scheme: SigningScheme, _: &[u8], _: &[u8], _: &[u8]) -> Result<(), Error> {
         Err(Error::UnsupportedAlgorithm(format!("{} over a digest", scheme.name())))
     }
 }

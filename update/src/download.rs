@@ -104,10 +104,7 @@ fn attempt(
 
 /// Whether the bytes so far may be a beginning of the file.
 fn may_go_on(error: &FetchError) -> bool {
-    matches!(
-        error,
-        FetchError::TooShort { .. } | FetchError::TooSlow { .. } | FetchError::Transport { .. }
-    )
+    matches!(error, FetchError::TooShort { .. } | FetchError::TooSlow { .. } | FetchError::Transport { .. })
 }
 
 struct Copy<'a> {
@@ -320,7 +317,10 @@ mod tests {
             answer("206 Partial Content", &[&range, "Content-Length: 80000"], &content[120_000..]),
         ]);
         let (result, blob, part) = fetch(&store, &server);
-        assert!(matches!(result, Err(FetchError::Transport { .. } | FetchError::TooShort { .. })), "{result:?}");
+        assert!(
+            matches!(result, Err(FetchError::Transport { .. } | FetchError::TooShort { .. })),
+            "{result:?}"
+        );
         assert_eq!((blob, part), (None, Some(120_000)));
 
         let (result, blob, part) = fetch(&store, &server);
@@ -392,7 +392,8 @@ mod tests {
         for announced in [10, content().len() + 1, 1 << 40] {
             let (_dir, store) = store();
             let length = format!("Content-Length: {announced}");
-            let (result, blob, part) = fetch(&store, &at_once(vec![answer("200 OK", &[&length], &content())]));
+            let (result, blob, part) =
+                fetch(&store, &at_once(vec![answer("200 OK", &[&length], &content())]));
             assert!(matches!(result, Err(FetchError::Length { .. })), "{result:?}");
             assert_eq!((blob, part), (None, None));
         }

@@ -321,7 +321,10 @@ mod tests {
     }
 
     /// The decision about the golden entry after `change`.
-    fn check(change: impl FnOnce(&mut Entry, &mut Custom, &mut Known<'_>, &mut Facts<'_>), expected: Decision) {
+    fn check(
+        change: impl FnOnce(&mut Entry, &mut Custom, &mut Known<'_>, &mut Facts<'_>),
+        expected: Decision,
+    ) {
         let (mut entry, mut custom, mut known, mut facts) = (entry(), custom(), Known::default(), facts());
         change(&mut entry, &mut custom, &mut known, &mut facts);
         assert_eq!(decide(&entry, &custom, 40_000, &known, &facts), expected);

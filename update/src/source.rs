@@ -308,9 +308,7 @@ fn range_begins(headers: &HeaderMap, asked: u64, total: u64) -> bool {
 
 fn transport(what: &str, error: &ureq::Error) -> FetchError {
     match error {
-        ureq::Error::Timeout(_) => {
-            FetchError::TooSlow { what: what.to_owned(), message: error.to_string() }
-        }
+        ureq::Error::Timeout(_) => FetchError::TooSlow { what: what.to_owned(), message: error.to_string() },
         ureq::Error::Io(e) => read_error(what, e),
         _ => FetchError::Transport { what: what.to_owned(), message: error.to_string() },
     }

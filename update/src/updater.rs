@@ -311,8 +311,9 @@ impl Updater {
     /// Only the store's own trouble is an error here: everything else is about this one entry.
     fn entry(&mut self, entry: &Entry, check: &mut Check<'_>) -> Result<Step, StoreError> {
         let active = self.store.sound(&entry.model)?;
-        if active.is_some_and(|(version, digest)| (version, digest.to_hex()) == (entry.version, entry.digest.clone()))
-        {
+        if active.is_some_and(|(version, digest)| {
+            (version, digest.to_hex()) == (entry.version, entry.digest.clone())
+        }) {
             return Ok(Step::Current);
         }
         if let Err(reason) = policy::turn(entry, &self.device.node) {

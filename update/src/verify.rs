@@ -262,7 +262,8 @@ impl Session {
         let timestamp = trusted.timestamp().ok_or_else(not_refreshed)?;
         let snapshot = trusted.snapshot().ok_or_else(not_refreshed)?;
         let time_s = clock::floor(anchor.floors.time_s, self.now, unix_s(timestamp.expires));
-        let time_s = if clock::worth_saving(anchor.floors.time_s, time_s) { time_s } else { anchor.floors.time_s };
+        let time_s =
+            if clock::worth_saving(anchor.floors.time_s, time_s) { time_s } else { anchor.floors.time_s };
         Ok(Floors {
             anchor: name,
             root: root.version,

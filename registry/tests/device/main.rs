@@ -1,0 +1,10 @@
+//! A repository this room made, read by the device's own code and by a second, independent TUF client; attacked
+//! with stolen keys; and cut short at every operation.
+#![allow(clippy::unwrap_used)] // a test of its own
+
+mod attacks;
+mod lifecycle;
+mod power;
+mod publisher;
+mod second_client;
+mod support;
