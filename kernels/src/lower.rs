@@ -441,14 +441,11 @@ impl Channels {
         let mut folded = vec![0i16; s.weights.len()];
         let rows = s.weights.chunks_exact(self.row()).zip(folded.chunks_exact_mut(self.row()));
         for ((from, to), (bias, zero)) in rows.zip(bias.iter_mut().zip(zero_points)) {
-            let (mut sum, mut magnitude) = (0i64, 0i64);
             for (tap, to) in to.chunks_exact_mut(self.depth).enumerate() {
-                for (k, to) in to.iter_mut().enumerate() {
-                    *to = i16::from(from[k * self.taps + tap]) - i16::from(zero);
-                    sum += i64::from(*to);
-                    magnitude += i64::from(to.unsigned_abs());
-                }
+                let from = from[tap..].iter().step_by(self.taps);
+                to.iter_mut().zip(from).for_each(|(to, &w)| *to = i16::from(w) - i16::from(zero));
             }
+            let (sum, magnitude) = extent(to);
             if i64::from(*bias).abs() + 255 * magnitude > i64::from(i32::MAX) {
                 return Err("sums that could overflow 32 bits");
             }
@@ -461,10 +458,20 @@ impl Channels {
         const SAFE: f64 = (1 << 30) as f64;
         let rows = weights.chunks_exact(self.row()).zip(bias.iter().zip(multipliers));
         rows.into_iter().any(|(row, (&bias, &multiplier))| {
-            let magnitude: i64 = row.iter().map(|w| i64::from(w.unsigned_abs())).sum();
+            let (_, magnitude) = extent(row);
             (i64::from(bias).abs() + 255 * magnitude) as f64 * f64::from(multiplier) > SAFE
         })
     }
+}
+
+/// Sum of weights, and of their magnitudes.
+fn extent(weights: &[i16]) -> (i64, i64) {
+    // 2^15 weights of at most 255 stay far inside i32, in which the loops are vectors.
+    weights.chunks(1 << 15).fold((0, 0), |(sum, magnitude), part| {
+        let own: i32 = part.iter().map(|&w| i32::from(w)).sum();
+        let size: i32 = part.iter().map(|&w| i32::from(w.unsigned_abs())).sum();
+        (sum + i64::from(own), magnitude + i64::from(size))
+    })
 }
 
 /// Joins the taps of each kernel row where their bytes follow one another: it fills the multiplications of a stem with few

@@ -56,9 +56,41 @@ impl Packed {
             multipliers: vec![0.0; lanes],
         };
         for index in 0..packed.blocks.len() {
-            packed.fill(conv, shape, packed.blocks[index], passes);
+            let block = packed.blocks[index];
+            match (conv.groups, passes) {
+                (1, 1) => packed.fill_dense(conv, shape, block),
+                _ => packed.fill(conv, shape, block, passes),
+            }
         }
         packed
+    }
+
+    /// The usual case, in the order of the packed bytes: it is most of the time that loading takes.
+    fn fill_dense(&mut self, conv: &Conv, shape: Shape, block: Block) {
+        let width = block.vectors * shape.lanes;
+        let channels = width.min(conv.bias.len() - block.channel);
+        let row = conv.taps.len() * conv.depth;
+        let lanes: Vec<usize> = (0..channels).map(|c| (shape.lane)(block.vectors, c)).collect();
+        let rows = &conv.weights[block.channel * row..][..channels * row];
+        let weights = &mut self.weights.bytes_mut()[block.weights..];
+        let quads = weights.chunks_exact_mut(width * 4).take(conv.taps.len() * block.quads);
+        for (index, to) in quads.enumerate() {
+            let (tap, k) = (index / block.quads, index % block.quads * 4);
+            let from = tap * conv.depth + k;
+            let depth = (conv.depth - k).min(4);
+            for (row, &lane) in rows.chunks_exact(row).zip(&lanes) {
+                let to = &mut to[lane * 4..][..4];
+                if let &[a, b, c, d] = &row[from..from + depth] {
+                    to.copy_from_slice(&[a as u8, b as u8, c as u8, d as u8]);
+                } else {
+                    to.iter_mut().zip(&row[from..from + depth]).for_each(|(to, &w)| *to = w as u8);
+                }
+            }
+        }
+        for (c, &lane) in lanes.iter().enumerate() {
+            self.bias[block.factors + lane] = conv.bias[block.channel + c];
+            self.multipliers[block.factors + lane] = conv.multipliers[block.channel + c];
+        }
     }
 
     fn fill(&mut self, conv: &Conv, shape: Shape, block: Block, passes: usize) {

@@ -70,18 +70,18 @@ mod x86 {
 
     #[target_feature(enable = "avx2")]
     fn step_256(c: __m256i, a: __m256i, b: __m256i) -> __m256i {
-        let mut t = _mm256_maddubs_epi16(a, b);
-        // SAFETY: does nothing; keeps the product inside the loop.
-        unsafe { asm!("/* {0} */", inout(ymm_reg) t, options(nomem, nostack, preserves_flags)) };
-        _mm256_add_epi32(c, _mm256_madd_epi16(t, _mm256_set1_epi16(1)))
+        let mut a = a;
+        // SAFETY: does nothing; keeps the products, which are always the same, inside the loop.
+        unsafe { asm!("/* {0} */", inout(ymm_reg) a, options(nomem, nostack, preserves_flags)) };
+        _mm256_add_epi32(c, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)))
     }
 
     #[target_feature(enable = "sse4.1")]
     fn step_128(c: __m128i, a: __m128i, b: __m128i) -> __m128i {
-        let mut t = _mm_maddubs_epi16(a, b);
-        // SAFETY: does nothing; keeps the product inside the loop.
-        unsafe { asm!("/* {0} */", inout(xmm_reg) t, options(nomem, nostack, preserves_flags)) };
-        _mm_add_epi32(c, _mm_madd_epi16(t, _mm_set1_epi16(1)))
+        let mut a = a;
+        // SAFETY: does nothing; keeps the products, which are always the same, inside the loop.
+        unsafe { asm!("/* {0} */", inout(xmm_reg) a, options(nomem, nostack, preserves_flags)) };
+        _mm_add_epi32(c, _mm_madd_epi16(_mm_maddubs_epi16(a, b), _mm_set1_epi16(1)))
     }
 
     spin!(

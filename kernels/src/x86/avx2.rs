@@ -82,7 +82,8 @@ macro_rules! shared {
 
         #[inline(always)]
         unsafe fn interleave(rows: [Self; 4]) -> [Self; 4] {
-            let [a, b, c, d] = rows.map(|row| row.0);
+            // Not `map`: a function between would not be compiled for the tier's features.
+            let (a, b, c, d) = (rows[0].0, rows[1].0, rows[2].0, rows[3].0);
             // SAFETY: the trait's contract.
             unsafe {
                 let (ab_low, ab_high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));

@@ -7,7 +7,7 @@ use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::portable;
 use crate::step::{Depthwise, Requant, Residual};
-use crate::strip::{Kept, QUAD, Strips};
+use crate::strip::{Kept, Strips};
 
 /// Computes the rows of a strip.
 pub(crate) type Strip = unsafe fn(&Packed, *mut u8, usize, [bool; 2]);
@@ -119,7 +119,14 @@ unsafe fn rows_of<V: Vector, const R: usize, const WORDS: bool>(
                 }
                 let mut weights = strips.weights_of(index).as_ptr();
                 for offsets in &strips.columns {
-                    let column = V::interleave(load_rows::<V>(read, offsets));
+                    let [a, b, c, d] = *offsets;
+                    let rows = [
+                        V::load(read.add(a)),
+                        V::load(read.add(b)),
+                        V::load(read.add(c)),
+                        V::load(read.add(d)),
+                    ];
+                    let column = V::interleave(rows);
                     for row in &mut sums {
                         for q in 0..4 {
                             if WORDS {
@@ -148,16 +155,5 @@ unsafe fn rows_of<V: Vector, const R: usize, const WORDS: bool>(
                 write = write.wrapping_add(strips.advance[1]);
             }
         }
-    }
-}
-
-/// # Safety
-/// A vector is readable at each offset.
-#[inline(always)]
-unsafe fn load_rows<V: Vector>(read: *const u8, offsets: &[usize; QUAD]) -> [V; 4] {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let row = |j: usize| read.add(offsets[j]);
-        [V::load(row(0)), V::load(row(1)), V::load(row(2)), V::load(row(3))]
     }
 }

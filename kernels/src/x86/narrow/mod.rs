@@ -135,7 +135,7 @@ macro_rules! tier {
                 ..portable::KERNELS
             };
 
-            static ROWS: rows::Rows = rows::Rows { add, mul, look_up, quantize, dequantize };
+            static ROWS: rows::Rows = rows::Rows { add, mul, look_up, quantize, planes, dequantize };
 
             #[target_feature(enable = $features)]
             unsafe fn tile<const M: usize, const N: usize>(tile: &Tile<'_>, reads: &[*const u8; 8], writes: &[*mut u8; 8]) {
@@ -192,6 +192,12 @@ macro_rules! tier {
             unsafe fn quantize(from: *const u8, to: *mut u8, elements: usize, stride: usize, step: &Quantize) {
                 // SAFETY: passed on.
                 unsafe { rows::quantize_floats(from, to, elements, stride, step) }
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn planes(from: *const u8, to: *mut u8, step: &Quantize) {
+                // SAFETY: passed on.
+                unsafe { rows::quantize_planes(from, to, step) }
             }
 
             #[target_feature(enable = $features)]

@@ -87,7 +87,11 @@ pub(crate) unsafe fn average(step: &AveragePool, arena: *mut u8, y: usize) {
                     }
                 }
                 let to = arena.add(output.offset(y, x) + c).cast::<[u8; CHANNELS]>();
-                to.write(sums.map(|sum| requant.apply(sum, multiplier)));
+                let mut bytes = [0; CHANNELS];
+                for i in 0..CHANNELS {
+                    bytes[i] = requant.apply(sums[i], multiplier);
+                }
+                to.write(bytes);
             }
         }
     }

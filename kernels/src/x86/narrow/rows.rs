@@ -15,6 +15,7 @@ pub(crate) struct Rows {
     pub(crate) mul: unsafe fn(*const u8, *const u8, *mut u8, usize, &Mul),
     pub(crate) look_up: unsafe fn(*const u8, *mut u8, usize, &[u8; 256]),
     pub(crate) quantize: unsafe fn(*const u8, *mut u8, usize, usize, &Quantize),
+    pub(crate) planes: unsafe fn(*const u8, *mut u8, &Quantize),
     pub(crate) dequantize: unsafe fn(*const u8, *mut u8, usize, &Dequantize),
 }
 
@@ -213,7 +214,9 @@ impl Run for Packed<Quantize> {
             // SAFETY: the module's contract; the input was checked to have as many floats as the view has elements, and
             // the offsets stay within the row of each pixel, channel or plane.
             unsafe {
-                if self.step.layout == Layout::Nchw && output.height * width > 1 {
+                if self.step.layout == Layout::Nchw && output.pixel == 4 {
+                    (self.rows.planes)(input.as_ptr().add(y * width * 4), to, &self.step);
+                } else if self.step.layout == Layout::Nchw && output.height * width > 1 {
                     for c in 0..channels {
                         let plane = (c * output.height + y) * width * 4;
                         (self.rows.quantize)(
@@ -238,6 +241,28 @@ impl Run for Packed<Quantize> {
     }
 }
 
+/// A quantised value. The step's bounds are those of [`portable`]'s.
+///
+/// [`portable`]: crate::portable
+#[derive(Clone, Copy)]
+struct Quantizer {
+    scale: f32,
+    zero_point: f32,
+}
+
+impl Quantizer {
+    fn new(step: &Quantize) -> Quantizer {
+        Quantizer { scale: step.scale, zero_point: f32::from(step.output.zero_point) }
+    }
+
+    #[inline(always)]
+    fn apply(self, value: f32) -> u32 {
+        let steps = (value / self.scale).max(-self.zero_point).min(255.0 - self.zero_point);
+        // SAFETY: clamped to u8; a NaN has become the lower bound.
+        unsafe { (steps.round_ties_even() + self.zero_point).to_int_unchecked::<i32>() as u32 }
+    }
+}
+
 /// # Safety
 /// `elements` floats are readable at `from`, and each `stride`-th byte is writable as often at `to`.
 #[inline(always)]
@@ -248,16 +273,7 @@ pub(crate) unsafe fn quantize_floats(
     stride: usize,
     step: &Quantize,
 ) {
-    let zero_point = f32::from(step.output.zero_point);
-    let (low, high) = (-zero_point, 255.0 - zero_point);
-    let scale = step.scale;
-    let one = |value: f32| {
-        // SAFETY: clamped to u8; a NaN has become the lower bound.
-        unsafe {
-            ((value / scale).max(low).min(high).round_ties_even() + zero_point).to_int_unchecked::<i32>()
-                as u8
-        }
-    };
+    let quantizer = Quantizer::new(step);
     // SAFETY: the caller's contract.
     unsafe {
         let mut at = 0;
@@ -265,7 +281,7 @@ pub(crate) unsafe fn quantize_floats(
             let values = from.add(at * 4).cast::<[f32; 16]>().read_unaligned();
             let mut bytes = [0; 16];
             for i in 0..16 {
-                bytes[i] = one(values[i]);
+                bytes[i] = quantizer.apply(values[i]) as u8;
             }
             if stride == 1 {
                 to.add(at).cast::<[u8; 16]>().write(bytes);
@@ -277,7 +293,39 @@ pub(crate) unsafe fn quantize_floats(
             at += 16;
         }
         for at in at..elements {
-            *to.add(at * stride) = one(from.add(at * 4).cast::<f32>().read_unaligned());
+            *to.add(at * stride) = quantizer.apply(from.add(at * 4).cast::<f32>().read_unaligned()) as u8;
+        }
+    }
+}
+
+/// One row of up to four planes to pixels of four bytes.
+///
+/// # Safety
+/// A row of floats is readable at `from` and at each further plane, and a row of pixels writable at `to`.
+#[inline(always)]
+pub(crate) unsafe fn quantize_planes(from: *const u8, to: *mut u8, step: &Quantize) {
+    let quantizer = Quantizer::new(step);
+    let View { height, width, channels, .. } = step.output;
+    let plane = height * width * 4;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut x = 0;
+        while x + 16 <= width {
+            let mut pixels = [0; 16];
+            for c in 0..channels {
+                let values = from.add(c * plane + x * 4).cast::<[f32; 16]>().read_unaligned();
+                for i in 0..16 {
+                    pixels[i] |= quantizer.apply(values[i]) << (8 * c);
+                }
+            }
+            to.add(x * 4).cast::<[u32; 16]>().write_unaligned(pixels);
+            x += 16;
+        }
+        for x in x..width {
+            for c in 0..channels {
+                let value = from.add(c * plane + x * 4).cast::<f32>().read_unaligned();
+                *to.add(x * 4 + c) = quantizer.apply(value) as u8;
+            }
         }
     }
 }
