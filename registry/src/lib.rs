@@ -17,14 +17,18 @@
 //! Deliberately absent: anything a device links.
 
 mod documents;
+mod error;
 mod files;
 mod keys;
 mod metadata;
 mod registry;
+mod request;
 mod serve;
 
 pub use documents::{Custom, Entry, Rollout};
+pub use error::RegistryError;
 pub use keys::{KeyError, KeyInfo};
 pub use metadata::MetadataError;
-pub use registry::{Added, Options, Publish, Published, Refreshed, Registry, RegistryError, RoleStatus};
+pub use registry::Registry;
+pub use request::{Added, Options, Publish, Published, Refreshed, RoleStatus};
 pub use serve::Server;

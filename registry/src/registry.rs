@@ -12,16 +12,18 @@ use std::time::SystemTime;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tractd_bundle::{Bundle, Limits, UnpackError, is_model_name, unpack};
+use tractd_bundle::{Bundle, Limits, is_model_name, unpack};
 use zeroize::Zeroizing;
 
 use crate::documents::{Custom, Entry, Rollout};
+use crate::error::{ENTRIES_MAX, RegistryError, io_at};
 use crate::files::{self, PUBLIC};
 use crate::keys::{KeyError, KeyFolder, KeyInfo};
 use crate::metadata::{
     self, DelegatedRole, Delegations, Head, MetaFile, MetadataError, RoleKeys, Root, Snapshot, TargetFile,
     Targets, TimestampRole, hashes,
 };
+use crate::request::{Added, Options, Publish, Published, Refreshed, RoleStatus};
 
 /// Days `root`, `targets` and the teams are good for: offline keys, signed by people.
 const OFFLINE_DAYS: u32 = 365;
@@ -33,213 +35,6 @@ const SNAPSHOT_DAYS: u32 = 7;
 const TIMESTAMP_DAYS: u32 = 1;
 /// Seconds a trial must stay healthy, unless the publisher says otherwise.
 const HEALTHY_SECS: u64 = 300;
-/// What a device reads of a rollout file, in entries.
-const ENTRIES_MAX: usize = 1024;
-
-/// How to set a registry up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
-    /// Keys of the root role.
-    pub root_keys: usize,
-    /// How many of them must sign a root.
-    pub root_threshold: usize,
-    /// scrypt work factor (log2) of key files; `None` lets each take about a second to open.
-    pub work_factor: Option<u8>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { root_keys: 3, root_threshold: 2, work_factor: None }
-    }
-}
-
-/// An artifact signed by a team.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Added {
-    /// The model.
-    pub model: String,
-    /// Its version.
-    pub version: u64,
-    /// Digest of the bundle, 64 hex digits.
-    pub digest: String,
-    /// Target path.
-    pub target: String,
-    /// Length of the archive.
-    pub bytes: u64,
-    /// False when exactly this was signed before.
-    pub new: bool,
-}
-
-/// What to roll out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publish {
-    /// The model.
-    pub model: String,
-    /// Its version, added before.
-    pub version: u64,
-    /// Which devices.
-    pub group: String,
-    /// Share of them, in percent.
-    pub pct: u8,
-    /// Allow devices to go back to it from a higher version.
-    pub rollback: bool,
-    /// A new rollout even if this version is out already: devices that refused it try again.
-    pub restart: bool,
-}
-
-impl Publish {
-    /// The version to the whole group, going forward.
-    #[must_use]
-    pub fn new(model: &str, version: u64, group: &str) -> Self {
-        let (model, group) = (model.to_owned(), group.to_owned());
-        Self { model, version, group, pct: 100, rollback: false, restart: false }
-    }
-}
-
-/// A rollout that is out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published {
-    /// The rollout's id.
-    pub id: String,
-    /// Target path of its artifact.
-    pub target: String,
-    /// Digest of the bundle, 64 hex digits.
-    pub digest: String,
-    /// Version of the rollout role.
-    pub rollout_version: u64,
-}
-
-/// Where a role stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RoleStatus {
-    /// The role.
-    pub role: String,
-    /// Version of its newest metadata.
-    pub version: u64,
-    /// Unix seconds.
-    pub expires_s: u64,
-}
-
-/// Why the registry was not changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RegistryError {
-    /// The file system refused.
-    #[error("{path}: {source}")]
-    Io {
-        /// What was read or written.
-        path: PathBuf,
-        /// What the file system said.
-        source: io::Error,
-    },
-    /// A key.
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    /// A metadata file of this registry.
-    #[error("{path} {source}")]
-    Metadata {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: MetadataError,
-    },
-    /// There is one already.
-    #[error("{0} holds a registry already")]
-    Exists(PathBuf),
-    /// There is none.
-    #[error("{0} holds no registry; `init` makes one")]
-    None(PathBuf),
-    /// Another process writes it.
-    #[error("{0} is being written by another process")]
-    Locked(PathBuf),
-    /// A name that cannot be a team, model or group.
-    #[error("{what} {name:?} must match [a-z0-9][a-z0-9_-]{{0,62}}")]
-    Name {
-        /// `team`, `group`.
-        what: &'static str,
-        /// What was given.
-        name: String,
-    },
-    /// No such team here.
-    #[error("there is no team {0:?}; add it first")]
-    NoTeam(String),
-    /// The archive is no bundle.
-    #[error("{path} is no bundle: {source}")]
-    Bundle {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: UnpackError,
-    },
-    /// Names are unique across teams.
-    #[error("model {model:?} belongs to team {owner:?}")]
-    OtherTeam {
-        /// The model.
-        model: String,
-        /// Who has it.
-        owner: String,
-    },
-    /// Versions never change.
-    #[error("{model} {version} was signed before with another content; give it a new version")]
-    Changed {
-        /// The model.
-        model: String,
-        /// The version.
-        version: u64,
-    },
-    /// No team signed it.
-    #[error("no team signed {model} {version}; `add` it first")]
-    NotAdded {
-        /// The model.
-        model: String,
-        /// The version.
-        version: u64,
-    },
-    /// The share is no percentage.
-    #[error("{0} % is more than all devices")]
-    Percent(u8),
-    /// Devices would refuse it.
-    #[error("{model} {version} is below {min_version}, the lowest version its team allows")]
-    BelowMinimum {
-        /// The model.
-        model: String,
-        /// Asked for.
-        version: u64,
-        /// Signed.
-        min_version: u64,
-    },
-    /// A lower version is out, and no rollback was asked for.
-    #[error("the group has {model} {current}; going back to {version} needs a rollback")]
-    Backward {
-        /// The model.
-        model: String,
-        /// Asked for.
-        version: u64,
-        /// Out now.
-        current: u64,
-    },
-    /// A threshold no keys could meet, or none.
-    #[error("{threshold} of {keys} root keys is no threshold")]
-    Threshold {
-        /// Keys.
-        keys: usize,
-        /// Needed.
-        threshold: usize,
-    },
-    /// More models in a group than a device reads.
-    #[error("group {0:?} has {ENTRIES_MAX} models already")]
-    TooMany(String),
-}
-
-/// What [`Registry::refresh`] did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Refreshed {
-    /// Roles signed anew.
-    pub renewed: Vec<String>,
-    /// Roles that are due, and whose key is not here.
-    pub due: Vec<String>,
-}
-
 /// A registry on this machine, with the keys to change it.
 #[derive(Debug)]
 pub struct Registry {
@@ -783,9 +578,4 @@ fn lock(keys_dir: &Path) -> Result<File, RegistryError> {
         Err(fs::TryLockError::WouldBlock) => Err(RegistryError::Locked(keys_dir.to_path_buf())),
         Err(fs::TryLockError::Error(e)) => Err(io_at(&path)(e)),
     }
-}
-
-fn io_at(path: &Path) -> impl FnOnce(io::Error) -> RegistryError + use<> {
-    let path = path.to_path_buf();
-    move |source| RegistryError::Io { path, source }
 }

@@ -21,8 +21,8 @@ pub(crate) fn now(system: SystemTime, floor_s: u64) -> Now {
     Now { unix_s: system_s.max(known_s), untrusted: system_s < known_s }
 }
 
-/// What to save after a verified timestamp that expires at `expires_s`: never later than signed metadata vouches
-/// for, so that one boot with a clock in the future cannot lock updates out.
+/// What to save once metadata is verified whose earliest part expires at `expires_s`: never later than that, so
+/// that neither a boot with a clock in the future nor a stolen timestamp key can lock updates out for long.
 pub(crate) fn floor(floor_s: u64, now: Now, expires_s: u64) -> u64 {
     floor_s.max(now.unix_s.min(expires_s))
 }

@@ -198,7 +198,7 @@ impl Source {
         let path = format!("targets/{path}");
         match &self.place {
             Place::Dir(_) => {
-                let file = self.open_file(&path, offset)?.ok_or_else(|| FetchError::Missing(path))?;
+                let file = self.open_file(&path, offset)?.ok_or(FetchError::Missing(path))?;
                 Ok(Stream { offset, bytes: file })
             }
             Place::Http { base, agent } => {

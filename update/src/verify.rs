@@ -261,7 +261,7 @@ impl Session {
         let not_refreshed = || VerifyError::Malformed("the registry has no timestamp or snapshot".into());
         let timestamp = trusted.timestamp().ok_or_else(not_refreshed)?;
         let snapshot = trusted.snapshot().ok_or_else(not_refreshed)?;
-        let time_s = clock::floor(anchor.floors.time_s, self.now, unix_s(timestamp.expires));
+        let time_s = clock::floor(anchor.floors.time_s, self.now, self.expires_s());
         let time_s =
             if clock::worth_saving(anchor.floors.time_s, time_s) { time_s } else { anchor.floors.time_s };
         Ok(Floors {

@@ -1,0 +1,94 @@
+//! What a publisher asks for, and what came of it.
+
+/// How to set a registry up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Keys of the root role.
+    pub root_keys: usize,
+    /// How many of them must sign a root.
+    pub root_threshold: usize,
+    /// scrypt work factor (log2) of key files; `None` lets each take about a second to open.
+    pub work_factor: Option<u8>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { root_keys: 3, root_threshold: 2, work_factor: None }
+    }
+}
+
+/// An artifact signed by a team.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Added {
+    /// The model.
+    pub model: String,
+    /// Its version.
+    pub version: u64,
+    /// Digest of the bundle, 64 hex digits.
+    pub digest: String,
+    /// Target path.
+    pub target: String,
+    /// Length of the archive.
+    pub bytes: u64,
+    /// False when exactly this was signed before.
+    pub new: bool,
+}
+
+/// What to roll out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// The model.
+    pub model: String,
+    /// Its version, added before.
+    pub version: u64,
+    /// Which devices.
+    pub group: String,
+    /// Share of them, in percent.
+    pub pct: u8,
+    /// Allow devices to go back to it from a higher version.
+    pub rollback: bool,
+    /// A new rollout even if this version is out already: devices that refused it try again.
+    pub restart: bool,
+}
+
+impl Publish {
+    /// The version to the whole group, going forward.
+    #[must_use]
+    pub fn new(model: &str, version: u64, group: &str) -> Self {
+        let (model, group) = (model.to_owned(), group.to_owned());
+        Self { model, version, group, pct: 100, rollback: false, restart: false }
+    }
+}
+
+/// A rollout that is out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The rollout's id.
+    pub id: String,
+    /// Target path of its artifact.
+    pub target: String,
+    /// Digest of the bundle, 64 hex digits.
+    pub digest: String,
+    /// Version of the rollout role.
+    pub rollout_version: u64,
+}
+
+/// Where a role stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoleStatus {
+    /// The role.
+    pub role: String,
+    /// Version of its newest metadata.
+    pub version: u64,
+    /// Unix seconds.
+    pub expires_s: u64,
+}
+
+/// What [`crate::Registry::refresh`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refreshed {
+    /// Roles signed anew.
+    pub renewed: Vec<String>,
+    /// Roles that are due, and whose key is not here.
+    pub due: Vec<String>,
+}
