@@ -12,6 +12,10 @@ use crate::step::{Conv, Requant, Residual};
 
 /// Most pixels of a tile by its vectors: with the weights and one activation they fill the 32 registers.
 const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 0, 0, 0, 1];
+/// The same where there is little to multiply: smaller tiles, of which one is requantised while the next multiplies.
+const PIXELS_SHALLOW: [usize; 9] = [0, 8, 6, 4, 3, 0, 0, 0, 1];
+/// Fours of input values up to which a tile is shallow, by its vectors.
+const SHALLOW: [usize; 9] = [0, 64, 64, 12, 12, 0, 0, 0, 0];
 /// Weights that stay in L1 while all of a chunk's pixels pass.
 const L1_WEIGHTS: usize = 32 << 10;
 /// Pixels between which all blocks of channels are computed when the weights stay in L1.
@@ -89,6 +93,12 @@ impl Packed512 {
     /// All channels of the pixels `start..end`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn pixels(&self, arena: *mut u8, start: usize, end: usize) {
+        let width = self.output.width;
+        let step = [self.step[1], self.output.pixel];
+        let turn = [
+            self.step[0] as isize - (width * step[0]) as isize,
+            (self.output.row - width * step[1]) as isize,
+        ];
         for block in &self.packed.blocks {
             let stored = (self.output.pixel - block.channel).min(block.vectors * 16);
             let tile = Tile {
@@ -99,62 +109,34 @@ impl Packed512 {
                 multipliers: self.packed.multipliers[block.factors..].as_ptr(),
                 bounds: Bounds::new(&self.requant),
                 stored,
+                width,
+                step,
+                turn,
             };
-            let (count, least, larger) = tiles(end - start, PIXELS[block.vectors]);
-            let mut cursor = Cursor::new(self, block, start);
-            for index in 0..count {
-                let pixels = least + usize::from(index < larger);
-                let mut reads = [std::ptr::null(); 12];
-                let mut writes = [std::ptr::null_mut(); 12];
-                for (read, write) in reads.iter_mut().zip(&mut writes).take(pixels) {
-                    // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena.
-                    (*read, *write) =
-                        unsafe { (arena.add(cursor.read).cast_const(), arena.add(cursor.write)) };
-                    cursor.next(self);
+            let shallow = self.packed.taps.len() * block.quads <= SHALLOW[block.vectors];
+            let most = if shallow { PIXELS_SHALLOW } else { PIXELS }[block.vectors];
+            let (count, least, larger) = tiles(end - start, most);
+            let (y, x) = (start / self.output.width, start % self.output.width);
+            let read = self.base + block.depth + y * self.step[0] + x * self.step[1];
+            let write = self.output.offset(y, x) + block.channel;
+            // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena, and the tiles cover
+            // the pixels up to `end`; the block's weights and factors are packed for its vectors.
+            unsafe {
+                let mut cursor = Cursor { x, read: arena.add(read), write: arena.add(write) };
+                if larger > 0 {
+                    KERNELS[block.vectors][least + 1](&tile, &mut cursor, larger);
                 }
-                // SAFETY: as many pointers are set as the tile has pixels; the block's weights and factors are packed
-                // for its vectors.
-                unsafe { KERNELS[block.vectors][pixels](&tile, &reads, &writes) };
+                KERNELS[block.vectors][least](&tile, &mut cursor, count - larger);
             }
         }
     }
 }
 
-/// Offsets of one pixel after the other.
+/// Where the next pixel is read and written.
 struct Cursor {
     x: usize,
-    y: usize,
-    read: usize,
-    write: usize,
-    base: [usize; 2],
-}
-
-impl Cursor {
-    #[inline(always)]
-    fn new(conv: &Packed512, block: &Block, pixel: usize) -> Cursor {
-        let (y, x) = (pixel / conv.output.width, pixel % conv.output.width);
-        let base = [conv.base + block.depth, conv.output.origin + block.channel];
-        let mut cursor = Cursor { x, y, read: 0, write: 0, base };
-        cursor.locate(conv);
-        cursor
-    }
-
-    #[inline(always)]
-    fn locate(&mut self, conv: &Packed512) {
-        self.read = self.base[0] + self.y * conv.step[0] + self.x * conv.step[1];
-        self.write = self.base[1] + self.y * conv.output.row + self.x * conv.output.pixel;
-    }
-
-    #[inline(always)]
-    fn next(&mut self, conv: &Packed512) {
-        self.x += 1;
-        self.read += conv.step[1];
-        self.write += conv.output.pixel;
-        if self.x == conv.output.width {
-            (self.x, self.y) = (0, self.y + 1);
-            self.locate(conv);
-        }
-    }
+    read: *const u8,
+    write: *mut u8,
 }
 
 /// What the tiles of one block share.
@@ -167,20 +149,52 @@ struct Tile<'a> {
     bounds: Bounds,
     /// Bytes written per pixel.
     stored: usize,
+    /// Pixels of a row.
+    width: usize,
+    /// Bytes to the next pixel, read and written.
+    step: [usize; 2],
+    /// Bytes to add at the end of a row, read and written.
+    turn: [isize; 2],
 }
 
-type Pointers<T> = [T; 12];
-type TileKernel = unsafe fn(&Tile<'_>, &Pointers<*const u8>, &Pointers<*mut u8>);
+type TileKernel = unsafe fn(&Tile<'_>, &mut Cursor, usize);
 
-/// `M` pixels by `N` vectors of channels.
+/// `count` tiles of `M` pixels by `N` vectors of channels.
 ///
 /// # Safety
-/// The tile's weights, bias and multipliers cover `N` vectors, the first `M` pointers a window and `stored` bytes each.
+/// The tile's weights, bias and multipliers cover `N` vectors; from the cursor on there are as many pixels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn kernel<const M: usize, const N: usize>(
+unsafe fn kernel<const M: usize, const N: usize>(tile: &Tile<'_>, cursor: &mut Cursor, count: usize) {
+    let Cursor { mut x, mut read, mut write } = *cursor;
+    for _ in 0..count {
+        // Plain loops: calls of iterators would not be compiled for these features in place.
+        let mut reads = [read; M];
+        let mut writes = [write; M];
+        for m in 0..M {
+            (reads[m], writes[m]) = (read, write);
+            x += 1;
+            read = read.wrapping_add(tile.step[0]);
+            write = write.wrapping_add(tile.step[1]);
+            if x == tile.width {
+                x = 0;
+                read = read.wrapping_offset(tile.turn[0]);
+                write = write.wrapping_offset(tile.turn[1]);
+            }
+        }
+        // SAFETY: passed on; the pointers are those of M pixels.
+        unsafe { pixels::<M, N>(tile, &reads, &writes) };
+    }
+    *cursor = Cursor { x, read, write };
+}
+
+/// # Safety
+/// The tile's weights, bias and multipliers cover `N` vectors; each pointer a window, or `stored` writable bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn pixels<const M: usize, const N: usize>(
     tile: &Tile<'_>,
-    reads: &Pointers<*const u8>,
-    writes: &Pointers<*mut u8>,
+    reads: &[*const u8; M],
+    writes: &[*mut u8; M],
 ) {
     let mut acc = [[_mm512_setzero_si512(); N]; M];
     for n in 0..N {
@@ -227,14 +241,14 @@ unsafe fn kernel<const M: usize, const N: usize>(
 /// Requantises and stores. One pixel fills a 64-byte vector with 4 vectors of channels; of narrower ones, 2 or 4 pixels share it.
 ///
 /// # Safety
-/// The first `M` pointers have `tile.stored` writable bytes.
+/// The pointers have `tile.stored` writable bytes each.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn finish<const M: usize, const N: usize>(
     acc: &[[__m512i; N]; M],
     multipliers: &[__m512; N],
     tile: &Tile<'_>,
-    writes: &Pointers<*mut u8>,
+    writes: &[*mut u8; M],
 ) {
     let share = if N >= 3 { 1 } else { 4 / N };
     let mut m = 0;
@@ -271,7 +285,8 @@ unsafe fn finish<const M: usize, const N: usize>(
                             _mm512_extracti32x4_epi32::<2>(bytes),
                             _mm512_extracti32x4_epi32::<3>(bytes),
                         ];
-                        for (pixel, quarter) in (m..M).zip(quarters) {
+                        for q in 0..4.min(M - m) {
+                            let (pixel, quarter) = (m + q, quarters[q]);
                             if tile.stored == 16 {
                                 _mm_storeu_si128(writes[pixel].cast(), quarter);
                             } else {
@@ -281,7 +296,8 @@ unsafe fn finish<const M: usize, const N: usize>(
                     }
                     2 => {
                         let halves = [_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64::<1>(bytes)];
-                        for (pixel, half) in (m..M).zip(halves) {
+                        for q in 0..2.min(M - m) {
+                            let (pixel, half) = (m + q, halves[q]);
                             if tile.stored == 32 {
                                 _mm256_storeu_si256(writes[pixel].cast(), half);
                             } else {
@@ -303,7 +319,7 @@ unsafe fn finish<const M: usize, const N: usize>(
 }
 
 /// Never called: no block has such a shape.
-unsafe fn none(_: &Tile<'_>, _: &Pointers<*const u8>, _: &Pointers<*mut u8>) {}
+unsafe fn none(_: &Tile<'_>, _: &mut Cursor, _: usize) {}
 
 macro_rules! row {
     ($n:literal: $($m:literal)*) => {{
