@@ -22,7 +22,7 @@ pub(super) enum Incoming {
     /// A request to hand in.
     Request(Box<Ask>),
     /// A request that gets its refusal at once.
-    Refuse(Address, Reply),
+    Refuse(Address, Box<Reply>),
     /// Nobody could be answered, or nobody should be.
     Drop(Dropped),
 }
@@ -93,7 +93,8 @@ impl Exchange {
             },
         };
         let refuse = |address: Address, status, detail: String| {
-            Incoming::Refuse(address, Reply::refusal(status, &topic.model.to_string(), detail))
+            let reply = Reply::refusal(status, &topic.model.to_string(), detail);
+            Incoming::Refuse(address, Box::new(reply))
         };
         if address.correlation.as_ref().is_some_and(|data| data.len() > CORRELATION_LEN_MAX) {
             address.correlation = None;
@@ -213,7 +214,7 @@ impl Exchange {
             tractd_wire::topic::TopicError::Format => Status::UnsupportedType,
             _ => Status::Malformed,
         };
-        Incoming::Refuse(address, Reply::refusal(status, "", error.to_string()))
+        Incoming::Refuse(address, Box::new(Reply::refusal(status, "", error.to_string())))
     }
 
     fn prefix(&self) -> Prefix<'_> {
