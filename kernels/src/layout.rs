@@ -9,8 +9,7 @@ pub(crate) const SLACK: usize = 256;
 /// rest is rounded to the narrowest vector that stores.
 pub(crate) const fn pixel_stride(channels: usize) -> usize {
     match channels {
-        1 | 2 | 4 => channels,
-        3 => 4,
+        1..=4 => channels,
         _ => channels.next_multiple_of(16),
     }
 }

@@ -58,17 +58,43 @@ impl Portable for Dequantize {
     }
 }
 
+/// Runs of bytes that follow one another in the view and in a dense NHWC tensor: offset of each in both, and its length.
+fn runs(view: &View, rows: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> {
+    let whole = view.pixel == view.channels;
+    let (count, len) = if whole { (1, view.width * view.channels) } else { (view.width, view.channels) };
+    let view = *view;
+    rows.flat_map(move |y| {
+        (0..count).map(move |x| (view.offset(y, x), (y * view.width + x) * view.channels, len))
+    })
+}
+
 impl Portable for Load {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
         let input = memory.inputs[self.input];
-        each(&self.output, self.layout, rows, |to, from| memory.arena[to] = input[from] ^ self.flip);
+        if self.layout == Layout::Nchw {
+            return each(&self.output, self.layout, rows, |to, from| {
+                memory.arena[to] = input[from] ^ self.flip
+            });
+        }
+        for (to, from, len) in runs(&self.output, rows) {
+            let (to, from) = (&mut memory.arena[to..to + len], &input[from..from + len]);
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = from ^ self.flip);
+        }
     }
 }
 
 impl Portable for Store {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
         let output = &mut *memory.outputs[self.output];
-        each(&self.input, self.layout, rows, |from, to| output[to] = memory.arena[from] ^ self.flip);
+        if self.layout == Layout::Nchw {
+            return each(&self.input, self.layout, rows, |from, to| {
+                output[to] = memory.arena[from] ^ self.flip
+            });
+        }
+        for (from, to, len) in runs(&self.input, rows) {
+            let (to, from) = (&mut output[to..to + len], &memory.arena[from..from + len]);
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = from ^ self.flip);
+        }
     }
 }
 

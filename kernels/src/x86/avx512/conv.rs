@@ -16,10 +16,10 @@ const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 0, 0, 0, 1];
 const PIXELS_SHALLOW: [usize; 9] = [0, 8, 6, 4, 3, 0, 0, 0, 1];
 /// Fours of input values up to which a tile is shallow, by its vectors.
 const SHALLOW: [usize; 9] = [0, 64, 64, 12, 12, 0, 0, 0, 0];
-/// Weights that stay in L1 while all of a chunk's pixels pass.
+/// Weights that stay in L1 while all of a band's pixels pass.
 const L1_WEIGHTS: usize = 32 << 10;
-/// Pixels between which all blocks of channels are computed when the weights stay in L1.
-const CHUNK: usize = 48;
+/// Pixels, at least, of the rows between which all blocks of channels are computed when the weights stay in L1.
+const BAND: usize = 96;
 
 struct Packed512 {
     packed: Packed,
@@ -59,23 +59,20 @@ fn lane(vectors: usize, c: usize) -> usize {
 
 impl Run for Packed512 {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        let width = self.output.width;
-        let (start, end) = (rows.start * width, rows.end * width);
         let all = self.packed.weights.bytes().len();
-        let chunk = if all <= L1_WEIGHTS || self.packed.blocks.len() == 1 { CHUNK } else { end - start };
-        let mut at = start;
-        while at < end {
-            let next = end.min(at + chunk);
-            // SAFETY: the module's contract; `at..next` are pixels of the output.
-            unsafe { self.pixels(memory.arena.as_mut_ptr(), at, next) };
-            at = next;
-        }
-        // The sum and the table pass over what has just been written, while it is near.
-        if let Some(Residual { view, sum }) = &self.residual {
-            elementwise::add_rows(memory.arena, &self.output, view, &self.output, sum, rows.clone());
-        }
-        if let Some(table) = &self.table {
-            elementwise::table_rows(memory.arena, &self.output, &self.output, table, rows);
+        let near = all <= L1_WEIGHTS || self.packed.blocks.len() == 1;
+        let band = if near { BAND.div_ceil(self.output.width) } else { rows.len() };
+        for y in rows.clone().step_by(band.max(1)) {
+            let rows = y..rows.end.min(y + band);
+            // SAFETY: the module's contract; these are rows of the output.
+            unsafe { self.pixels(memory.arena.as_mut_ptr(), rows.clone()) };
+            // The sum and the table pass over what has just been written, while it is near.
+            if let Some(Residual { view, sum }) = &self.residual {
+                elementwise::add_rows(memory.arena, &self.output, view, &self.output, sum, rows.clone());
+            }
+            if let Some(table) = &self.table {
+                elementwise::table_rows(memory.arena, &self.output, &self.output, table, rows);
+            }
         }
     }
 
@@ -90,18 +87,19 @@ impl Packed512 {
         &self.packed.weights.bytes()[block.weights..][..bytes]
     }
 
-    /// All channels of the pixels `start..end`.
+    /// All channels of these rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn pixels(&self, arena: *mut u8, start: usize, end: usize) {
+    unsafe fn pixels(&self, arena: *mut u8, rows: Range<usize>) {
         let width = self.output.width;
         let step = [self.step[1], self.output.pixel];
         let turn = [
             self.step[0] as isize - (width * step[0]) as isize,
             (self.output.row - width * step[1]) as isize,
         ];
-        for block in &self.packed.blocks {
+        for (at, block) in self.packed.blocks.iter().enumerate() {
+            let next = self.packed.blocks.get(at + 1).map_or(&[][..], |next| self.weights_of(next));
             let stored = (self.output.pixel - block.channel).min(block.vectors * 16);
-            let tile = Tile {
+            let mut tile = Tile {
                 taps: &self.packed.taps,
                 quads: block.quads,
                 weights: self.weights_of(block).as_ptr(),
@@ -112,17 +110,23 @@ impl Packed512 {
                 width,
                 step,
                 turn,
+                fetch: self.weights_of(block).as_ptr(),
+                fetch_step: 0,
             };
             let shallow = self.packed.taps.len() * block.quads <= SHALLOW[block.vectors];
             let most = if shallow { PIXELS_SHALLOW } else { PIXELS }[block.vectors];
-            let (count, least, larger) = tiles(end - start, most);
-            let (y, x) = (start / self.output.width, start % self.output.width);
-            let read = self.base + block.depth + y * self.step[0] + x * self.step[1];
-            let write = self.output.offset(y, x) + block.channel;
+            let (count, least, larger) = tiles(rows.len() * width, most);
+            if next.len() > L1_WEIGHTS {
+                tile.fetch = next.as_ptr();
+                tile.fetch_step = next.len().div_ceil(count * self.packed.taps.len() * block.quads);
+            }
+            let read = self.base + block.depth + rows.start * self.step[0];
+            let write = self.output.offset(rows.start, 0) + block.channel;
             // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena, and the tiles cover
-            // the pixels up to `end`; the block's weights and factors are packed for its vectors.
+            // the pixels of the rows; the block's weights and factors are packed for its vectors.
             unsafe {
-                let mut cursor = Cursor { x, read: arena.add(read), write: arena.add(write) };
+                let mut cursor =
+                    Cursor { x: 0, read: arena.add(read), write: arena.add(write), fetch: tile.fetch };
                 if larger > 0 {
                     KERNELS[block.vectors][least + 1](&tile, &mut cursor, larger);
                 }
@@ -137,6 +141,8 @@ struct Cursor {
     x: usize,
     read: *const u8,
     write: *mut u8,
+    /// What to bring into L2 while multiplying: the next block's weights, so that its first tile need not wait for them.
+    fetch: *const u8,
 }
 
 /// What the tiles of one block share.
@@ -155,6 +161,9 @@ struct Tile<'a> {
     step: [usize; 2],
     /// Bytes to add at the end of a row, read and written.
     turn: [isize; 2],
+    fetch: *const u8,
+    /// Bytes fetched ahead for each four of input values.
+    fetch_step: usize,
 }
 
 type TileKernel = unsafe fn(&Tile<'_>, &mut Cursor, usize);
@@ -165,7 +174,7 @@ type TileKernel = unsafe fn(&Tile<'_>, &mut Cursor, usize);
 /// The tile's weights, bias and multipliers cover `N` vectors; from the cursor on there are as many pixels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn kernel<const M: usize, const N: usize>(tile: &Tile<'_>, cursor: &mut Cursor, count: usize) {
-    let Cursor { mut x, mut read, mut write } = *cursor;
+    let Cursor { mut x, mut read, mut write, mut fetch } = *cursor;
     for _ in 0..count {
         // Plain loops: calls of iterators would not be compiled for these features in place.
         let mut reads = [read; M];
@@ -182,9 +191,10 @@ unsafe fn kernel<const M: usize, const N: usize>(tile: &Tile<'_>, cursor: &mut C
             }
         }
         // SAFETY: passed on; the pointers are those of M pixels.
-        unsafe { pixels::<M, N>(tile, &reads, &writes) };
+        unsafe { pixels::<M, N>(tile, &reads, &writes, fetch) };
+        fetch = fetch.wrapping_add(tile.fetch_step * tile.quads * tile.taps.len());
     }
-    *cursor = Cursor { x, read, write };
+    *cursor = Cursor { x, read, write, fetch };
 }
 
 /// # Safety
@@ -195,6 +205,7 @@ unsafe fn pixels<const M: usize, const N: usize>(
     tile: &Tile<'_>,
     reads: &[*const u8; M],
     writes: &[*mut u8; M],
+    mut fetch: *const u8,
 ) {
     let mut acc = [[_mm512_setzero_si512(); N]; M];
     for n in 0..N {
@@ -220,6 +231,8 @@ unsafe fn pixels<const M: usize, const N: usize>(
                     w[n] = _mm512_load_si512(weights.add(n * 64).cast());
                 }
                 weights = weights.add(N * 64);
+                _mm_prefetch::<_MM_HINT_T1>(fetch.cast());
+                fetch = fetch.wrapping_add(tile.fetch_step);
                 for m in 0..M {
                     let x = _mm512_set1_epi32(pixels[m].add(quad * 4).cast::<i32>().read_unaligned());
                     for n in 0..N {

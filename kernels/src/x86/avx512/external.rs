@@ -9,6 +9,9 @@ use crate::kernel::{Kernel, Memory, Run};
 use crate::portable;
 use crate::step::{Dequantize, Quantize};
 
+/// Bytes ahead in each plane that are brought near: rows of planes are too short for the processor to see the pattern.
+const AHEAD: usize = 2048;
+
 struct Packed<T>(T);
 
 pub(super) fn quantize(step: Quantize) -> Kernel {
@@ -20,9 +23,11 @@ pub(super) fn quantize(step: Quantize) -> Kernel {
     portable::packed(step)
 }
 
-/// Whether planes of channels become pixels of four bytes.
+/// Whether planes of channels become pixels of three or four bytes.
 fn planar(step: &Quantize) -> bool {
-    step.layout == Layout::Nchw && step.output.pixel == 4 && step.output.height * step.output.width > 1
+    step.layout == Layout::Nchw
+        && matches!(step.output.pixel, 3 | 4)
+        && step.output.height * step.output.width > 1
 }
 
 impl Run for Packed<Quantize> {
@@ -93,23 +98,34 @@ impl Packed<Quantize> {
         }
     }
 
-    /// One row of three or four planes to pixels of four bytes.
+    /// One row of three or four planes to pixels of as many bytes.
     ///
     /// # Safety
     /// A row is readable at `from` and at each further plane, and writable at `to`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
     unsafe fn planes(&self, from: *const u8, plane: usize, to: *mut u8) {
         let output = &self.0.output;
+        let three =
+            _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+        let order = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
         for x in (0..output.width).step_by(16) {
-            let keep = mask((output.width - x).min(16)) as __mmask16;
-            let mut pixels = _mm512_setzero_si512();
+            let pixels = (output.width - x).min(16);
+            let keep = mask(pixels) as __mmask16;
+            let mut bytes = _mm512_setzero_si512();
             for c in (0..output.channels).rev() {
-                // SAFETY: masked to the row.
-                let q = unsafe { self.0.sixteen(from.add(c * plane + x * 4), keep) };
-                pixels = _mm512_or_si512(_mm512_slli_epi32::<8>(pixels), q);
+                let from = from.wrapping_add(c * plane + x * 4);
+                // SAFETY: masked to the row; a hint touches nothing.
+                let q = unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
+                    self.0.sixteen(from, keep)
+                };
+                bytes = _mm512_or_si512(_mm512_slli_epi32::<8>(bytes), q);
+            }
+            if output.pixel == 3 {
+                bytes = _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(bytes, three));
             }
             // SAFETY: masked to the row.
-            unsafe { _mm512_mask_storeu_epi32(to.add(x * 4).cast(), keep, pixels) };
+            unsafe { store(to.add(x * output.pixel), mask(pixels * output.pixel), bytes) };
         }
     }
 }

@@ -214,7 +214,7 @@ impl Run for Packed<Quantize> {
             // SAFETY: the module's contract; the input was checked to have as many floats as the view has elements, and
             // the offsets stay within the row of each pixel, channel or plane.
             unsafe {
-                if self.step.layout == Layout::Nchw && output.pixel == 4 {
+                if self.step.layout == Layout::Nchw && matches!(output.pixel, 3 | 4) {
                     (self.rows.planes)(input.as_ptr().add(y * width * 4), to, &self.step);
                 } else if self.step.layout == Layout::Nchw && output.height * width > 1 {
                     for c in 0..channels {
@@ -298,19 +298,20 @@ pub(crate) unsafe fn quantize_floats(
     }
 }
 
-/// One row of up to four planes to pixels of four bytes.
+/// One row of three or four planes to pixels of as many bytes.
 ///
 /// # Safety
 /// A row of floats is readable at `from` and at each further plane, and a row of pixels writable at `to`.
 #[inline(always)]
 pub(crate) unsafe fn quantize_planes(from: *const u8, to: *mut u8, step: &Quantize) {
     let quantizer = Quantizer::new(step);
-    let View { height, width, channels, .. } = step.output;
+    let View { height, width, channels, pixel, .. } = step.output;
     let plane = height * width * 4;
     // SAFETY: the caller's contract.
     unsafe {
         let mut x = 0;
-        while x + 16 <= width {
+        // One pixel stays for the loop below: of three bytes, four are written, and the fourth must be the next pixel's.
+        while x + 16 < width {
             let mut pixels = [0; 16];
             for c in 0..channels {
                 let values = from.add(c * plane + x * 4).cast::<[f32; 16]>().read_unaligned();
@@ -318,13 +319,19 @@ pub(crate) unsafe fn quantize_planes(from: *const u8, to: *mut u8, step: &Quanti
                     pixels[i] |= quantizer.apply(values[i]) << (8 * c);
                 }
             }
-            to.add(x * 4).cast::<[u32; 16]>().write_unaligned(pixels);
+            if pixel == 4 {
+                to.add(x * 4).cast::<[u32; 16]>().write_unaligned(pixels);
+            } else {
+                for (i, &pixel) in pixels.iter().enumerate() {
+                    to.add((x + i) * 3).cast::<u32>().write_unaligned(pixel);
+                }
+            }
             x += 16;
         }
         for x in x..width {
             for c in 0..channels {
                 let value = from.add(c * plane + x * 4).cast::<f32>().read_unaligned();
-                *to.add(x * 4 + c) = quantizer.apply(value) as u8;
+                *to.add(x * pixel + c) = quantizer.apply(value) as u8;
             }
         }
     }
