@@ -60,7 +60,8 @@ pub(crate) fn lower(spec: &ProgramSpec, kernels: &Kernels) -> Result<(usize, Vec
                 Some(_) => return Err(at(index)("writes a buffer a second time")),
             }
             if let StepSpec::Copy(copy) = step {
-                copied[id.0] = copied[id.0].saturating_add(copy.size.iter().product());
+                let area = copy.size.iter().fold(1, |area: usize, &extent| area.saturating_mul(extent));
+                copied[id.0] = copied[id.0].saturating_add(area);
             }
         }
         if let Some(output) = step.output() {

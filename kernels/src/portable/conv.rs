@@ -7,6 +7,9 @@ use crate::kernel::Memory;
 use crate::layout::View;
 use crate::step::{Conv, Depthwise, Requant, Residual};
 
+/// Channels of a depthwise convolution summed together.
+const TOGETHER: usize = 64;
+
 impl Portable for Conv {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
         let finish = Finish::new(self.requant, self.residual.as_ref(), self.table.as_deref(), &self.output);
@@ -44,21 +47,25 @@ impl Portable for Depthwise {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
         let finish = Finish::new(self.requant, self.residual.as_ref(), self.table.as_deref(), &self.output);
         let channels = self.output.channels;
-        let mut sums = self.bias.clone();
         for y in rows {
             for x in 0..self.output.width {
                 let base = self.base + y * self.step[0] + x * self.step[1];
-                sums.copy_from_slice(&self.bias);
-                for (tap, weights) in self.weights.chunks_exact(channels).enumerate() {
-                    let [ky, kx] = [tap / self.kernel[1], tap % self.kernel[1]];
-                    let bytes =
-                        &memory.arena[base + ky * self.tap_step[0] + kx * self.tap_step[1]..][..channels];
-                    for ((sum, &x), &w) in sums.iter_mut().zip(bytes).zip(weights) {
-                        *sum = sum.wrapping_add(i32::from(x) * i32::from(w));
+                for first in (0..channels).step_by(TOGETHER) {
+                    let count = TOGETHER.min(channels - first);
+                    let mut sums = [0; TOGETHER];
+                    sums[..count].copy_from_slice(&self.bias[first..first + count]);
+                    for (tap, weights) in self.weights.chunks_exact(channels).enumerate() {
+                        let [ky, kx] = [tap / self.kernel[1], tap % self.kernel[1]];
+                        let from = base + ky * self.tap_step[0] + kx * self.tap_step[1] + first;
+                        let (bytes, weights) =
+                            (&memory.arena[from..from + count], &weights[first..first + count]);
+                        for ((sum, &x), &w) in sums.iter_mut().zip(bytes).zip(weights) {
+                            *sum = sum.wrapping_add(i32::from(x) * i32::from(w));
+                        }
                     }
-                }
-                for (channel, &acc) in sums.iter().enumerate() {
-                    finish.store(memory.arena, y, x, channel, acc, self.multipliers[channel]);
+                    for (channel, &acc) in (first..).zip(&sums[..count]) {
+                        finish.store(memory.arena, y, x, channel, acc, self.multipliers[channel]);
+                    }
                 }
             }
         }
