@@ -72,7 +72,7 @@ pub(crate) async fn serve(stream: UnixStream, desk: Arc<Desk>, terms: Terms, clo
     let traffic = Traffic { unanswered: AtomicUsize::new(0), room: Notify::new() };
     let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, read);
     let mut writer = pin!(write_all(replies, write, terms.frame_timeout, &traffic));
-    let mut inbox = Inbox { desk: &desk, terms, traffic: &traffic, outgoing };
+    let mut inbox = Inbox { desk: &desk, terms, traffic: &traffic, outgoing, owed: None };
     let end = tokio::select! {
         end = inbox.read_all(&mut reader, closing) => end,
         // The peer no longer takes replies. Dropping the channel cancels what it still waits for.
@@ -112,6 +112,8 @@ struct Inbox<'a> {
     terms: Terms,
     traffic: &'a Traffic,
     outgoing: mpsc::UnboundedSender<(u64, Outgoing)>,
+    /// Id of the frame being read, as far as it is known, until its answer is under way.
+    owed: Option<u64>,
 }
 
 type Reader = BufReader<OwnedReadHalf>;
@@ -132,26 +134,26 @@ impl Inbox<'_> {
                 Err(_) | Ok(Err(_) | Ok([])) => return End::Finished,
                 Ok(Ok(_)) => {}
             }
-            let mut id = 0;
-            match timeout(self.terms.frame_timeout, self.read_frame(reader, &mut id)).await {
+            self.owed = Some(0);
+            match timeout(self.terms.frame_timeout, self.read_frame(reader)).await {
                 Ok(Ok(None)) => {}
                 Ok(Ok(Some(end))) => return end,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    self.refuse(id, Reply::refusal(Status::Malformed, "", "the stream ends within a frame"));
+                Ok(Err(error)) => {
+                    if error.kind() == io::ErrorKind::UnexpectedEof {
+                        self.refuse_owed("the stream ends within a frame".into());
+                    }
                     return End::Finished;
                 }
-                Ok(Err(_)) => return End::Finished,
                 Err(_) => {
-                    let detail = format!("the frame took longer than {:?}", self.terms.frame_timeout);
-                    self.refuse(id, Reply::refusal(Status::Malformed, "", detail));
+                    self.refuse_owed(format!("the frame took longer than {:?}", self.terms.frame_timeout));
                     return End::Refused;
                 }
             }
         }
     }
 
-    /// Reads one frame and sees to its answer. `id` is set as soon as it is known.
-    async fn read_frame(&mut self, reader: &mut Reader, id: &mut u64) -> io::Result<Option<End>> {
+    /// Reads one frame and sees to its answer.
+    async fn read_frame(&mut self, reader: &mut Reader) -> io::Result<Option<End>> {
         let mut header = [0; HEADER_LEN];
         reader.read_exact(&mut header).await?;
         let header = match Header::parse(&header) {
@@ -162,7 +164,7 @@ impl Inbox<'_> {
                 return Ok(Some(End::Refused));
             }
         };
-        *id = header.id;
+        self.owed = Some(header.id);
         if let Err(error) = header.limit_body(self.desk.body_bytes_max) {
             self.refuse(header.id, Reply::refusal(error.status(), "", error.to_string()));
             skip(reader, u64::from(header.head_len) + u64::from(header.body_len)).await?;
@@ -232,7 +234,7 @@ impl Inbox<'_> {
         Ok((hold, body))
     }
 
-    fn query(&self, header: Header, head: &[u8]) {
+    fn query(&mut self, header: Header, head: &[u8]) {
         let line = self.line(header.id);
         let what = match wire::decode_query(head, header.body_len) {
             Ok(query) => query.what,
@@ -256,13 +258,21 @@ impl Inbox<'_> {
         }
     }
 
-    fn refuse(&self, id: u64, reply: Reply) {
+    fn refuse(&mut self, id: u64, reply: Reply) {
         self.desk.intake.count_refusal(reply.status);
         self.line(id).send(Outgoing::Reply(reply));
     }
 
+    /// Answers the frame being read, unless that is done: what is left of it was only skipped.
+    fn refuse_owed(&mut self, detail: String) {
+        if let Some(id) = self.owed {
+            self.refuse(id, Reply::refusal(Status::Malformed, "", detail));
+        }
+    }
+
     /// A line for the answer to one frame, counted until it is written.
-    fn line(&self, id: u64) -> Line {
+    fn line(&mut self, id: u64) -> Line {
+        self.owed = None;
         self.traffic.unanswered.fetch_add(1, Relaxed);
         Line { id, outgoing: self.outgoing.clone(), hold: None }
     }

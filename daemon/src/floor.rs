@@ -22,7 +22,7 @@ use tractd_scheduler::{
 use tractd_wire::{Pin, Selector, Status};
 
 /// Longest an idle thread sleeps, so that its heart is seen to beat.
-pub(crate) const BEAT: Duration = Duration::from_millis(500);
+pub(crate) const BEAT: Duration = Duration::from_secs(1);
 
 /// What a client asking for a model that is being loaded is told to wait, in milliseconds.
 const LOADING_RETRY_MS: u32 = 500;
@@ -275,7 +275,7 @@ impl Floor {
             beat();
             let next = state.scheduler.next_deadline().map_or(u64::MAX, |next| next.since(now));
             let wait = Duration::from_micros(next).min(BEAT);
-            state.alarm_at = Instant(now.0 + u64::try_from(wait.as_micros()).expect("half a second fits"));
+            state.alarm_at = Instant(now.0 + u64::try_from(wait.as_micros()).expect("a beat fits"));
             state =
                 self.alarm.wait_timeout(state, wait).expect("nothing panics under the lock of the floor").0;
         }

@@ -172,7 +172,11 @@ impl Observer {
             model.digest = failure.digest.map(|digest| digest.to_string());
             models.push(model);
         }
-        models.sort_by(|a, b| (&a.name, a.state, a.version).cmp(&(&b.name, b.state, b.version)));
+        // What answers to a name comes first: a reader who looks for a name finds that.
+        let rank = |model: &Model| {
+            ["ready", "quarantined", "loading", "failed"].iter().position(|s| *s == model.state)
+        };
+        models.sort_by(|a, b| (&a.name, rank(a), a.version).cmp(&(&b.name, rank(b), b.version)));
         Models { models }
     }
 

@@ -93,7 +93,10 @@ impl Bound {
             None if passed.len() == 1 => 0,
             None => return Ok(None),
         };
-        Ok(passed.take_unix_listener(index)?.map(|listener| Bound { listener, own: None }))
+        let Some(listener) = passed.take_unix_listener(index)? else { return Ok(None) };
+        // The child a model is tried in must not be able to answer in our place.
+        rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::CLOEXEC)?;
+        Ok(Some(Bound { listener, own: None }))
     }
 
     /// Binds `path`, making its folder (0750 as root, else 0700) when there is none. The socket is 0660: who may

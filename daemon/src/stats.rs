@@ -59,7 +59,7 @@ pub(crate) struct ModelStats {
     pub(crate) outcomes: Outcomes,
     /// Requests nobody waited for any more when their turn came.
     pub(crate) abandoned: AtomicU64,
-    /// A lock of its own, taken by a worker for four additions after the reply is sent, and by whoever reads a
+    /// A lock of its own, taken by a worker for four additions per answered request and by whoever reads a
     /// status; a histogram per worker would multiply the memory instead.
     latency: Mutex<Latency>,
 }

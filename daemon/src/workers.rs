@@ -140,12 +140,11 @@ fn work(floor: &Floor, number: usize, heart: &Heart) {
                     floor.quarantine(slot);
                 }
                 let reply = reply(&loaded, u32::try_from(queued_us).unwrap_or(u32::MAX), outcome);
-                let (ok, queue_us, timings) = (reply.status == Status::Ok, reply.queue_us, reply.timings);
+                if reply.status == Status::Ok {
+                    loaded.stats.record(reply.queue_us, reply.timings);
+                }
                 let Pending { reply: to, .. } = pending;
                 floor.answer(Some(&loaded.stats), to, reply);
-                if ok {
-                    loaded.stats.record(queue_us, timings);
-                }
                 floor.finished(ticket, Some(took_us));
             }
             Task::Prepare { generation, plans } => {
@@ -186,6 +185,7 @@ impl From<RunError> for Failure {
             | RunError::WrongLength { .. }
             | RunError::NotFinite { .. }
             | RunError::NotBool { .. }
+            | RunError::UnfitShape(_)
             | RunError::MediaDecode(_) => Status::InvalidInput,
         };
         Failure::Refused(status, error.to_string())
