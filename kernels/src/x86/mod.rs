@@ -1,5 +1,10 @@
 //! x86-64 tiers.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators are functions of their own, which would not be compiled for a kernel's features in place"
+)]
+
 mod avx2;
 mod avx512;
 mod narrow;

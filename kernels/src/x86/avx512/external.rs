@@ -17,7 +17,7 @@ struct Packed<T>(T);
 pub(super) fn quantize(step: Quantize) -> Kernel {
     let output = &step.output;
     let dense = step.layout == Layout::Nhwc || output.channels == 1 || output.height * output.width == 1;
-    if dense && output.channels == output.pixel || dense && output.width == 1 || planar(&step) {
+    if dense && (output.channels == output.pixel || output.width == 1) || planar(&step) {
         return Box::new(Packed(step));
     }
     portable::packed(step)

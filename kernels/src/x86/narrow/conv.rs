@@ -12,13 +12,20 @@ use crate::step::{Conv, Requant, Residual};
 
 /// Channels of a block.
 const CHANNELS: usize = 16;
-/// Weights that stay in L1 while all of a chunk's pixels pass.
+/// Weights that stay in L1 while all of a band's pixels pass.
 const L1_WEIGHTS: usize = 24 << 10;
-/// Pixels between which all blocks of channels are computed when the weights stay in L1.
-const CHUNK: usize = 48;
+/// Pixels, at least, of the rows between which all blocks of channels are computed when the weights stay in L1.
+const BAND: usize = 96;
 
-/// A tile's kernel by its pixels.
-pub(crate) type Tiles = [unsafe fn(&Tile<'_>, &[*const u8; 8], &[*mut u8; 8]); 9];
+/// Computes tiles one after the other; by a tile's pixels.
+pub(crate) type Tiles = [unsafe fn(&Tile<'_>, &mut Cursor, usize); 9];
+
+/// Where the next pixel is read and written.
+pub(crate) struct Cursor {
+    x: usize,
+    read: *const u8,
+    write: *mut u8,
+}
 
 struct Packed {
     blocks: Vec<Block>,
@@ -143,11 +150,17 @@ impl Packed {
         self.blocks.push(Block { channel, fast, wide, weights });
     }
 
-    /// All channels of the pixels `start..end`.
+    /// All channels of these rows.
     ///
     /// # Safety
-    /// The module's contract; the pixels are the output's.
-    unsafe fn run_pixels(&self, arena: *mut u8, start: usize, end: usize) {
+    /// The module's contract; the rows are the output's.
+    unsafe fn run_rows(&self, arena: *mut u8, rows: Range<usize>) {
+        let width = self.output.width;
+        let step = [self.step[1], self.output.pixel];
+        let turn = [
+            self.step[0] as isize - (width * step[0]) as isize,
+            (self.output.row - width * step[1]) as isize,
+        ];
         for block in &self.blocks {
             let tile = Tile {
                 fast: &self.quads[block.fast.clone()],
@@ -157,51 +170,41 @@ impl Packed {
                 multipliers: self.multipliers[block.channel..].as_ptr(),
                 bounds: Bounds::new(&self.requant),
                 stored: (self.output.pixel - block.channel).min(CHANNELS),
+                width,
+                step,
+                turn,
             };
-            let (count, least, larger) = tiles(end - start, self.pixels);
-            let mut pixel = start;
-            let (mut y, mut x) = (start / self.output.width, start % self.output.width);
-            for index in 0..count {
-                let pixels = least + usize::from(index < larger);
-                let mut reads = [std::ptr::null(); 8];
-                let mut writes = [std::ptr::null_mut(); 8];
-                for (read, write) in reads.iter_mut().zip(&mut writes).take(pixels) {
-                    // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena.
-                    unsafe {
-                        *read = arena.add(self.base + y * self.step[0] + x * self.step[1]).cast_const();
-                        *write = arena.add(self.output.offset(y, x) + block.channel);
-                    }
-                    x += 1;
-                    if x == self.output.width {
-                        (x, y) = (0, y + 1);
-                    }
+            let (count, least, larger) = tiles(rows.len() * width, self.pixels);
+            // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena, and the tiles cover
+            // the pixels of the rows; the block's weights and factors are packed for 16 channels.
+            unsafe {
+                let read = arena.add(self.base + rows.start * self.step[0]).cast_const();
+                let write = arena.add(self.output.offset(rows.start, 0) + block.channel);
+                let mut cursor = Cursor { x: 0, read, write };
+                if larger > 0 {
+                    self.tiles[least + 1](&tile, &mut cursor, larger);
                 }
-                // SAFETY: as many pointers are set as the tile has pixels.
-                unsafe { self.tiles[pixels](&tile, &reads, &writes) };
-                pixel += pixels;
+                self.tiles[least](&tile, &mut cursor, count - larger);
             }
-            debug_assert_eq!(pixel, end);
         }
     }
 }
 
 impl Run for Packed {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        let width = self.output.width;
-        let (start, end) = (rows.start * width, rows.end * width);
-        let chunk = if self.weights.bytes().len() <= L1_WEIGHTS { CHUNK } else { end - start };
-        let mut at = start;
-        while at < end {
-            let next = end.min(at + chunk);
-            // SAFETY: the module's contract; `at..next` are pixels of the output.
-            unsafe { self.run_pixels(memory.arena.as_mut_ptr(), at, next) };
-            at = next;
-        }
-        if let Some(Residual { view, sum }) = &self.residual {
-            self.rows.add_rows(memory.arena, [&self.output, view, &self.output], sum, rows.clone());
-        }
-        if let Some(table) = &self.table {
-            self.rows.table_rows(memory.arena, [&self.output, &self.output], table, rows);
+        let near = self.weights.bytes().len() <= L1_WEIGHTS;
+        let band = if near { BAND.div_ceil(self.output.width) } else { rows.len() };
+        for y in rows.clone().step_by(band.max(1)) {
+            let rows = y..rows.end.min(y + band);
+            // SAFETY: the module's contract; these are rows of the output.
+            unsafe { self.run_rows(memory.arena.as_mut_ptr(), rows.clone()) };
+            // The sum and the table pass over what has just been written, while it is near.
+            if let Some(Residual { view, sum }) = &self.residual {
+                self.rows.add_rows(memory.arena, [&self.output, view, &self.output], sum, rows.clone());
+            }
+            if let Some(table) = &self.table {
+                self.rows.table_rows(memory.arena, [&self.output, &self.output], table, rows);
+            }
         }
     }
 
@@ -220,17 +223,52 @@ pub(crate) struct Tile<'a> {
     bounds: Bounds,
     /// Bytes written per pixel.
     stored: usize,
+    /// Pixels of a row.
+    width: usize,
+    /// Bytes to the next pixel, read and written.
+    step: [usize; 2],
+    /// Bytes to add at the end of a row, read and written.
+    turn: [isize; 2],
 }
 
-/// `M` pixels by `N` vectors, which hold 16 channels.
+/// `count` tiles of `M` pixels by `N` vectors, which hold 16 channels.
 ///
 /// # Safety
-/// The tier's features are there; the tile's weights cover its fours, the first `M` pointers a window and `stored` bytes each.
+/// The tier's features are there; the tile's weights cover its fours; from the cursor on there are as many pixels.
 #[inline(always)]
-pub(crate) unsafe fn tile<V: Vector, const M: usize, const N: usize>(
+pub(crate) unsafe fn tiles_of<V: Vector, const M: usize, const N: usize>(
     tile: &Tile<'_>,
-    reads: &[*const u8; 8],
-    writes: &[*mut u8; 8],
+    cursor: &mut Cursor,
+    count: usize,
+) {
+    let Cursor { mut x, mut read, mut write } = *cursor;
+    for _ in 0..count {
+        let mut reads = [read; M];
+        let mut writes = [write; M];
+        for m in 0..M {
+            (reads[m], writes[m]) = (read, write);
+            x += 1;
+            read = read.wrapping_add(tile.step[0]);
+            write = write.wrapping_add(tile.step[1]);
+            if x == tile.width {
+                x = 0;
+                read = read.wrapping_offset(tile.turn[0]);
+                write = write.wrapping_offset(tile.turn[1]);
+            }
+        }
+        // SAFETY: passed on; the pointers are those of M pixels.
+        unsafe { pixels::<V, M, N>(tile, &reads, &writes) };
+    }
+    *cursor = Cursor { x, read, write };
+}
+
+/// # Safety
+/// The tier's features are there; the tile's weights cover its fours; each pointer a window, or `stored` writable bytes.
+#[inline(always)]
+unsafe fn pixels<V: Vector, const M: usize, const N: usize>(
+    tile: &Tile<'_>,
+    reads: &[*const u8; M],
+    writes: &[*mut u8; M],
 ) {
     // SAFETY: the caller's contract.
     unsafe {

@@ -119,7 +119,7 @@ macro_rules! tier {
             use crate::kernel::{Kernel, Kernels};
             use crate::portable;
             use crate::step::{Add, AveragePool, Conv, Depthwise, Dequantize, MaxPool, Mul, Quantize, Table};
-            use crate::x86::narrow::conv::{self, Tile};
+            use crate::x86::narrow::conv::{self, Cursor, Tile};
             use crate::x86::narrow::{depthwise, pool, rows};
 
             pub(in crate::x86) static KERNELS: Kernels = Kernels {
@@ -138,13 +138,13 @@ macro_rules! tier {
             static ROWS: rows::Rows = rows::Rows { add, mul, look_up, quantize, planes, dequantize };
 
             #[target_feature(enable = $features)]
-            unsafe fn tile<const M: usize, const N: usize>(tile: &Tile<'_>, reads: &[*const u8; 8], writes: &[*mut u8; 8]) {
+            unsafe fn tile<const M: usize, const N: usize>(tile: &Tile<'_>, cursor: &mut Cursor, count: usize) {
                 // SAFETY: passed on.
-                unsafe { conv::tile::<$vector, M, N>(tile, reads, writes) }
+                unsafe { conv::tiles_of::<$vector, M, N>(tile, cursor, count) }
             }
 
             /// Never called: no tile has so many pixels.
-            unsafe fn none(_: &Tile<'_>, _: &[*const u8; 8], _: &[*mut u8; 8]) {}
+            unsafe fn none(_: &Tile<'_>, _: &mut Cursor, _: usize) {}
 
             static TILES: conv::Tiles = {
                 let mut tiles: conv::Tiles = [none; 9];
