@@ -7,7 +7,9 @@ use std::{fmt::Write as _, fs, io::Write as _, os::unix::fs::MetadataExt, panic}
 pub(crate) fn start(level: LevelFilter) {
     let journal = stderr_is_the_journal();
     let mut builder = env_logger::Builder::new();
-    builder.filter_level(level).parse_default_env().format(move |out, record| {
+    // The level is `log`'s own, so that it can change while running; RUST_LOG's rules are the logger's.
+    builder.filter_level(if by_environment() { level } else { LevelFilter::Trace });
+    builder.parse_default_env().format(move |out, record| {
         let line = format!("{}{}", record.args(), Fields::of(record));
         if journal {
             return writeln!(out, "<{}>{}", priority(record.level()), one_line(&line));
@@ -15,6 +17,7 @@ pub(crate) fn start(level: LevelFilter) {
         writeln!(out, "{} {:<5} {}", out.timestamp_millis(), record.level(), one_line(&line))
     });
     builder.init();
+    set_level(level);
     panic::set_hook(Box::new(|info| {
         let thread = std::thread::current();
         log::error!("{} panicked: {info}", thread.name().unwrap_or("a thread"));
@@ -23,9 +26,13 @@ pub(crate) fn start(level: LevelFilter) {
 
 /// Changes the level of a running daemon, unless `RUST_LOG` sets it.
 pub(crate) fn set_level(level: LevelFilter) {
-    if std::env::var_os("RUST_LOG").is_none() {
+    if !by_environment() {
         log::set_max_level(level);
     }
+}
+
+fn by_environment() -> bool {
+    std::env::var_os("RUST_LOG").is_some()
 }
 
 /// The number `sd-daemon(3)` has for a level.
