@@ -1,0 +1,58 @@
+//! Runs a compiled model, whatever form it took.
+
+use tract_onnx::pb::ModelProto;
+use tract_onnx::prelude::*;
+use tract_onnx::tract_hir::infer::Factoid;
+use tractd_compiler::{Compiled, Form, Options, Port, compile};
+use tractd_kernels::Tier;
+
+pub fn parse(file: &[u8]) -> ModelProto {
+    tract_onnx::onnx().proto_model_for_read(&mut &*file).unwrap()
+}
+
+pub fn compiled(model: &ModelProto) -> Compiled {
+    compile(model, &[], &Options { tier: Tier::Portable }).unwrap()
+}
+
+/// The outputs' bytes, in the graph's order.
+pub fn run(model: &ModelProto, compiled: &Compiled, inputs: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    match &compiled.form {
+        Form::Whole(whole) => {
+            let count = model.graph.as_ref().unwrap().output.len();
+            let bytes = |port: &Port| port.shape.iter().product::<usize>() * port.element.size();
+            let mut outputs: Vec<Vec<u8>> =
+                (0..count).map(|index| vec![0xaa; bytes(whole.output(index).unwrap())]).collect();
+            let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
+            let mut slices: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+            whole.run(&mut whole.region().program().session(), &inputs, &mut slices).unwrap();
+            outputs
+        }
+        Form::Mixed { model, regions } => on_tract(model, regions, inputs),
+        Form::Tract => on_tract(model, &[], inputs),
+    }
+}
+
+fn on_tract(
+    model: &ModelProto,
+    regions: &[Arc<tractd_compiler::Region>],
+    inputs: &[Vec<u8>],
+) -> Vec<Vec<u8>> {
+    let mut onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
+    tractd_compiler::register(&mut onnx.op_register);
+    let mut read = onnx.model_for_proto_model(model).unwrap();
+    tractd_compiler::attach(&mut read, regions).unwrap();
+    let facts: Vec<_> = (0..inputs.len()).map(|index| read.input_fact(index).unwrap().clone()).collect();
+    let plan = read.into_typed().unwrap().into_optimized().unwrap().into_runnable().unwrap();
+    let tensor = |(bytes, fact): (&Vec<u8>, InferenceFact)| {
+        let shape = fact.shape.as_concrete_finite().unwrap().unwrap();
+        let mut tensor = Tensor::zero_dt(fact.datum_type.concretize().unwrap(), &shape).unwrap();
+        tensor.as_bytes_mut().copy_from_slice(bytes);
+        tensor.into_tvalue()
+    };
+    let outputs = plan.run(inputs.iter().zip(facts).map(tensor).collect()).unwrap();
+    outputs.iter().map(|output| output.try_as_plain_ram().unwrap().as_bytes().to_vec()).collect()
+}
+
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+}
