@@ -8,6 +8,9 @@
 //! updates (store, registry) → fleet (open, prove, load) → floor
 //! ```
 
+// A refusal is the reply itself: it is moved once on its way out, and boxing it would only add an allocation.
+#![allow(clippy::result_large_err)]
+
 mod arguments;
 pub mod config;
 mod connection;

@@ -39,7 +39,7 @@ fn versions(dir: &Path) -> Vec<PathBuf> {
             (dir.join(MODEL_FILE).exists() || dir.join(MANIFEST_FILE).exists()).then_some((version, dir))
         })
         .collect();
-    versions.sort_by(|a, b| b.0.cmp(&a.0));
+    versions.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
     versions.into_iter().map(|(_, dir)| dir).collect()
 }
 
