@@ -24,12 +24,14 @@ mod error;
 mod kernel;
 mod layout;
 mod lower;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "used by tiers with vectors"))]
 mod pack;
 mod plan;
 mod portable;
 mod program;
 mod spec;
 mod step;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "used by tiers with vectors"))]
 mod strip;
 mod tier;
 #[cfg(target_arch = "x86_64")]

@@ -73,17 +73,15 @@ impl Packed {
         let lanes: Vec<usize> = (0..channels).map(|c| (shape.lane)(block.vectors, c)).collect();
         let rows = &conv.weights[block.channel * row..][..channels * row];
         let weights = &mut self.weights.bytes_mut()[block.weights..];
-        let quads = weights.chunks_exact_mut(width * 4).take(conv.taps.len() * block.quads);
-        for (index, to) in quads.enumerate() {
-            let (tap, k) = (index / block.quads, index % block.quads * 4);
-            let from = tap * conv.depth + k;
-            let depth = (conv.depth - k).min(4);
-            for (row, &lane) in rows.chunks_exact(row).zip(&lanes) {
-                let to = &mut to[lane * 4..][..4];
-                if let &[a, b, c, d] = &row[from..from + depth] {
-                    to.copy_from_slice(&[a as u8, b as u8, c as u8, d as u8]);
-                } else {
-                    to.iter_mut().zip(&row[from..from + depth]).for_each(|(to, &w)| *to = w as u8);
+        // A few rows at a time: they may be a multiple of the cache's sets apart.
+        for (rows, lanes) in rows.chunks(TOGETHER * row).zip(lanes.chunks(TOGETHER)) {
+            let quads = weights.chunks_exact_mut(width * 4).take(conv.taps.len() * block.quads);
+            for (index, to) in quads.enumerate() {
+                let (tap, k) = (index / block.quads, index % block.quads * 4);
+                let from = tap * conv.depth + k;
+                let depth = (conv.depth - k).min(4);
+                for (row, &lane) in rows.chunks_exact(row).zip(lanes) {
+                    to[lane * 4..lane * 4 + 4].copy_from_slice(&bytes(&row[from..from + depth]));
                 }
             }
         }
@@ -120,6 +118,18 @@ impl Packed {
 
     pub(crate) fn bytes(&self) -> usize {
         self.weights.bytes().len() + self.bias.len() * 8
+    }
+}
+
+/// Channels packed together.
+const TOGETHER: usize = 16;
+
+/// Up to four weights that fit i8.
+#[inline(always)]
+fn bytes(weights: &[i16]) -> [u8; 4] {
+    match *weights {
+        [a, b, c, d] => [a as u8, b as u8, c as u8, d as u8],
+        _ => std::array::from_fn(|k| weights.get(k).map_or(0, |&w| w as u8)),
     }
 }
 
