@@ -12,7 +12,7 @@ use tractd_ctl::exchange::{Input, Reply, Request};
 use tractd_ctl::socket::Socket;
 use tractd_wire::{Want, What};
 
-use crate::process::{Process, wait_for};
+use crate::process::{Process, tractctl, wait_for};
 
 /// How long a daemon may take until it answers: with the dev profile, each model's proof takes part of it.
 const START: Duration = Duration::from_secs(60);
@@ -118,16 +118,17 @@ impl Home {
         Daemon { process: Process::start(&mut command, &self.log()), home: self }
     }
 
-    /// Starts a daemon here and waits until it answers.
+    /// Starts a daemon here and waits until it has tried every model it found.
     ///
     /// # Panics
     /// When it ends or stays silent.
     pub fn start(&self) -> Daemon<'_> {
         let mut daemon = self.spawn();
-        wait_for("the daemon's first answer", START, || {
+        wait_for("the daemon's start", START, || {
             assert!(daemon.process.is_running(), "the daemon ended:\n{}", daemon.process.log());
             let mut socket = Socket::connect(&self.socket()).ok()?;
-            socket.query(What::Status).ok()
+            let status: Value = serde_json::from_str(&socket.query(What::Status).ok()?).ok()?;
+            (status["state"] == "ready").then_some(())
         });
         daemon
     }
@@ -201,6 +202,17 @@ impl Daemon<'_> {
         let models = self.models();
         let entry = models["models"].as_array()?.iter().find(|entry| entry["name"] == model)?.clone();
         (entry["state"] == "ready").then(|| entry["version"].as_u64()).flatten()
+    }
+
+    /// Has it ask its registry, and waits until `model` is served in `version`. What `tractctl` says must be that
+    /// this one version was activated.
+    ///
+    /// # Panics
+    /// When anything else comes of it.
+    pub fn update_to(&self, model: &str, version: u64) {
+        let said = tractctl(&["update", "check", "--at", &self.home.at()]).ok();
+        assert_eq!(said, format!("activated {model}@{version}\n"));
+        self.wait_for_model(model, version);
     }
 
     /// SIGHUP: look at the local models and the configuration again.

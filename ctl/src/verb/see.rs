@@ -165,7 +165,7 @@ fn replies(counts: &Value) -> String {
 fn check_report(report: &Value) -> String {
     let mut lines: Vec<String> = Vec::new();
     for name in list(&report["activated"]) {
-        lines.push(format!("now running {}", name.as_str().unwrap_or_default()));
+        lines.push(format!("activated {}", name.as_str().unwrap_or_default()));
     }
     for (key, word) in
         [("refused", "refused"), ("failed", "failed, will be tried again"), ("waiting", "waiting")]
@@ -224,7 +224,7 @@ mod tests {
             "ok": true, "activated": ["digits@2"], "waiting": [],
             "refused": [{ "model": "x", "version": 1, "reason": "self-test failed" }],
         });
-        assert_eq!(check_report(&report), "now running digits@2\nrefused: x 1: self-test failed");
+        assert_eq!(check_report(&report), "activated digits@2\nrefused: x 1: self-test failed");
         assert_eq!(check_report(&json!({ "ok": true })), "nothing new");
         let none = json!({ "ok": true, "no_rollout": true });
         assert_eq!(check_report(&none), "the registry has nothing for this device's group");

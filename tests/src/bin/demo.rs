@@ -11,7 +11,7 @@ use tractd_tests::broker::Broker;
 use tractd_tests::daemon::{Daemon, Home, request};
 use tractd_tests::digits::{self, Expected, Sample};
 use tractd_tests::mqtt::Client;
-use tractd_tests::process::{tractctl, wait_for};
+use tractd_tests::process::wait_for;
 use tractd_tests::registry::Registry;
 use tractd_tests::{binary, root};
 
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     registry.provision(&home, NODE);
     let daemon = home.start();
     say("device: provisioned with the registry's root; tractd is up");
-    update(&home, 1);
+    daemon.update_to("digits", 1);
     say("device: digits 1 pulled, verified, self-tested and serving");
 
     let expected = [Expected::of(&digits::dir(1)), Expected::of(&digits::dir(2))];
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
 
     registry.add(&digits::dir(2));
     registry.publish("digits@2");
-    let swap = swap_under_load(&daemon, &home, &samples, &expected);
+    let swap = swap_under_load(&daemon, &samples, &expected);
     say("device: digits 2 swapped in under running requests");
     rows.extend(ask_all(&daemon, &broker, &samples, &expected));
 
@@ -100,12 +100,6 @@ fn main() -> ExitCode {
         println!("\nEnding everything.");
     }
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// Has the device ask its registry; it must end with this version running.
-fn update(home: &Home, version: u64) {
-    let said = tractctl(&["update", "check", "--at", &home.at()]).ok();
-    assert_eq!(said, format!("now running digits@{version}\n"));
 }
 
 /// Each digit over the socket, and over MQTT 5 and (with mosquitto) 3.1.1.
@@ -172,7 +166,7 @@ struct Swap {
     wrong: Vec<String>,
 }
 
-fn swap_under_load(daemon: &Daemon<'_>, home: &Home, samples: &[Sample], expected: &[Expected]) -> Swap {
+fn swap_under_load(daemon: &Daemon<'_>, samples: &[Sample], expected: &[Expected]) -> Swap {
     let over = AtomicBool::new(false);
     let sent: Vec<AtomicUsize> = (0..CLIENTS).map(|_| AtomicUsize::new(0)).collect();
     std::thread::scope(|scope| {
@@ -212,7 +206,7 @@ fn swap_under_load(daemon: &Daemon<'_>, home: &Home, samples: &[Sample], expecte
         };
         let ends = Ends(&over);
         reach(AROUND_SWAP);
-        update(home, 2);
+        daemon.update_to("digits", 2);
         let reached = sent.iter().map(|sent| sent.load(Ordering::Relaxed)).max().unwrap_or_default();
         reach(reached + AROUND_SWAP);
         drop(ends);

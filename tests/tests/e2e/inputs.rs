@@ -11,7 +11,7 @@ use tractd_ctl::tensor::Tensor;
 use tractd_tests::daemon::{Daemon, Home, request};
 use tractd_tests::digits::{self, Expected};
 use tractd_tests::process::wait_for;
-use tractd_wire::{DType, HEADER_LEN, Header, Kind, Status};
+use tractd_wire::{DType, HEADER_LEN, Header, Kind, Status, What};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -212,8 +212,11 @@ fn a_client_that_vanishes_takes_nothing_with_it() {
         drop(stream);
     }
     wait_for("the connections' end", PATIENCE, || {
+        // Turned away while the others' ends are being noticed.
+        let status = Socket::connect(&home.socket()).ok()?.query(What::Status).ok()?;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
         // The one that asks is open itself.
-        (daemon.status()["connections"]["open"] == 1).then_some(())
+        (status["connections"]["open"] == 1).then_some(())
     });
     let status = daemon.status();
     assert_eq!(status["queue"]["jobs"], 0);

@@ -29,7 +29,7 @@ fn a_killed_daemon_comes_back_with_what_it_had_and_without_its_registry() {
     let home = Home::new();
     registry.provision(&home, "bench-1");
     let mut daemon = home.start();
-    tractctl(&["update", "check", "--at", &home.at()]).ok();
+    daemon.update_to("digits", 1);
     answers_as(&daemon, 1);
 
     registry.go_offline();

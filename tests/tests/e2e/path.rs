@@ -19,7 +19,7 @@ fn a_model_goes_from_a_registry_to_answers() {
     let daemon = home.start();
     assert_eq!(daemon.version_of("digits"), None);
 
-    assert_eq!(tractctl(&["update", "check", "--at", &home.at()]).ok(), "now running digits@1\n");
+    daemon.update_to("digits", 1);
     let expected = Expected::of(&digits::dir(1));
     for sample in digits::samples() {
         let reply = daemon.ask("digits", Input::Media(sample.png.clone()));
@@ -42,7 +42,7 @@ fn a_version_is_swapped_in_under_running_requests_and_none_is_lost() {
     let home = Home::new();
     registry.provision(&home, "bench-1");
     let daemon = home.start();
-    tractctl(&["update", "check", "--at", &home.at()]).ok();
+    daemon.update_to("digits", 1);
     registry.add(&digits::dir(2));
     registry.publish("digits@2");
 
@@ -80,7 +80,7 @@ fn a_version_is_swapped_in_under_running_requests_and_none_is_lost() {
         };
         let ends = Ends(&over);
         enough(0);
-        assert_eq!(tractctl(&["update", "check", "--at", &home.at()]).ok(), "now running digits@2\n");
+        daemon.update_to("digits", 2);
         enough(1);
         drop(ends);
     });

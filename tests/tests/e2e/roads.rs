@@ -16,12 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[test]
 fn a_digit_and_a_large_photo_answer_alike_on_every_road() {
     let mosquitto = Mosquitto::start().expect("mosquitto is installed (Debian package mosquitto)");
-    let home5 = Home::new().with_broker(mosquitto.port, 5);
-    for home in [&home5] {
-        home.put_model(&digits::dir(1), "digits", 1);
-        home.put_model(&digits::camera_dir(), "camera", 1);
-    }
-    let daemon = home5.start();
+    let home = Home::new().with_broker(mosquitto.port, 5);
+    home.put_model(&digits::dir(1), "digits", 1);
+    home.put_model(&digits::camera_dir(), "camera", 1);
+    let daemon = home.start();
     let node = connected_node(mosquitto.port, &daemon);
 
     for (model, media) in [("digits", digits::samples().remove(7).png), ("camera", digits::large_jpeg())] {
@@ -130,7 +128,8 @@ pub(crate) fn over_mqtt(
     client.publish(&topic, payload, reply_to);
     let message = client.next(PATIENCE).expect("a reply");
     assert_eq!(message.topic, reply_topic);
-    if version == 5 {
+    // A daemon that speaks 3.1.1 itself has no place for it; the reply's topic tells which request it answers.
+    if version == 5 && !message.correlation.is_empty() {
         assert_eq!(message.correlation, b"correlation-16-b");
     }
     message.payload

@@ -34,7 +34,7 @@ fn a_tampered_bundle_is_refused_and_the_previous_one_stays() {
     let registry = Registry::new();
     let home = device(&registry);
     let daemon = home.start();
-    check(&home).ok();
+    daemon.update_to("digits", 1);
     registry.add(&digits::dir(2));
     registry.publish("digits@2");
     let archive = target(&registry.path(), "digits-2.tractd.tar.zst");
@@ -52,7 +52,7 @@ fn a_tampered_bundle_is_refused_and_the_previous_one_stays() {
     let mut bytes = std::fs::read(&archive).unwrap();
     bytes[middle] ^= 1;
     std::fs::write(&archive, bytes).unwrap();
-    assert!(check(&home).ok().contains("now running digits@2"));
+    daemon.update_to("digits", 2);
     answers_as(&daemon, 2);
 }
 
@@ -61,7 +61,7 @@ fn tampered_metadata_is_refused_whole() {
     let registry = Registry::new();
     let home = device(&registry);
     let daemon = home.start();
-    check(&home).ok();
+    daemon.update_to("digits", 1);
     registry.add(&digits::dir(2));
     registry.publish("digits@2");
     let timestamp = registry.path().join("metadata/timestamp.json");
@@ -101,7 +101,7 @@ fn unsigned_models_need_permission_beside_a_root_and_never_take_a_signed_name() 
     home.put_model(&digits::dir(2), "digits", 2);
     home.put_model(&digits::float_dir(), "digits-float", 1);
     let mut daemon = home.start();
-    check(&home).ok();
+    daemon.update_to("digits", 1);
     answers_as(&daemon, 1);
     let sample = digits::samples().remove(0);
     let reply = daemon.ask("digits-float", Input::Media(sample.png.clone()));
@@ -128,7 +128,7 @@ fn a_failing_self_test_leaves_the_previous_version_running() {
     let registry = Registry::new();
     let home = device(&registry);
     let daemon = home.start();
-    check(&home).ok();
+    daemon.update_to("digits", 1);
 
     // Genuine, signed, and wrong: its golden outputs are another digit's.
     let dir = tempfile::tempdir().unwrap();
@@ -153,7 +153,7 @@ fn a_failing_self_test_leaves_the_previous_version_running() {
     std::fs::write(good.join("manifest.toml"), manifest.replace("version = 2", "version = 4")).unwrap();
     registry.add(&good);
     registry.publish("digits@4");
-    assert!(check(&home).ok().contains("now running digits@4"));
+    daemon.update_to("digits", 4);
     assert_eq!(daemon.version_of("digits"), Some(4));
 }
 
@@ -162,7 +162,7 @@ fn files_changed_on_the_device_are_noticed_at_the_next_load() {
     let registry = Registry::new();
     let home = device(&registry);
     let mut daemon = home.start();
-    check(&home).ok();
+    daemon.update_to("digits", 1);
     daemon.process.terminate();
     drop(daemon);
     let model = find(&home.state().join("store/bundles"), "model.onnx").expect("the installed model");

@@ -7,7 +7,6 @@ use tractd_ctl::exchange::{Input, Reply};
 use tractd_tests::broker::Mosquitto;
 use tractd_tests::daemon::{Home, request};
 use tractd_tests::digits::{self, Expected};
-use tractd_tests::process::tractctl;
 use tractd_tests::registry::Registry;
 use tractd_tests::{binary, root};
 
@@ -31,7 +30,7 @@ fn the_units_system_call_filter_forbids_nothing_that_the_daemon_needs() {
     registry.provision(&home, "bench-1");
     let mut daemon = home.start();
     assert_filtered(daemon.process.id());
-    assert_eq!(tractctl(&["update", "check", "--at", &home.at()]).ok(), "now running digits@1\n");
+    daemon.update_to("digits", 1);
     let expected = Expected::of(&digits::dir(1));
     let node = connected_node(mosquitto.port, &daemon);
     for sample in digits::samples() {
