@@ -45,11 +45,13 @@ pub(crate) struct Phase {
     pub(crate) last: usize,
     /// Bytes written at the others.
     pub(crate) others: usize,
+    /// Positions that share a vector, each with an equal part of it.
+    pub(crate) parts: usize,
 }
 
 impl Strips {
-    /// For vectors of `vector` bytes.
-    pub(crate) fn new(step: &Depthwise, vector: usize, kept: Kept) -> Strips {
+    /// For vectors of `vector` bytes, of which up to `parts` positions may share one where pixels do not fill it.
+    pub(crate) fn new(step: &Depthwise, vector: usize, parts: usize, kept: Kept) -> Strips {
         let pixel = step.output.pixel;
         let rows = rows(step);
         let passes = if kept == Kept::Bytes { passes(&step.weights) } else { 1 };
@@ -65,7 +67,9 @@ impl Strips {
             let positions = if flat { (run - start).div_ceil(period) } else { step.output.width };
             let end = if flat { run - start - (positions - 1) * period } else { run - start };
             let others = if flat { vector } else { end.min(vector) };
-            Phase { start, positions, last: end.min(vector), others }
+            let fills = |&parts: &usize| !flat && end * parts == vector && parts <= positions;
+            let parts = (1..=parts).rev().find(fills).unwrap_or(1);
+            Phase { start, positions, last: end.min(vector), others, parts }
         });
         let phases: Vec<Phase> = phases.collect();
         let mut strips = Strips {
@@ -88,7 +92,7 @@ impl Strips {
         let weights = self.weights.bytes_mut();
         for (index, phase) in self.phases.iter().enumerate() {
             for c in 0..vector {
-                let channel = (phase.start + c) % pixel;
+                let channel = (phase.start + c % (vector / phase.parts)) % pixel;
                 if channel >= channels {
                     continue;
                 }

@@ -29,7 +29,7 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
         return portable::packed(step);
     }
     Box::new(Depthwise512 {
-        strips: Strips::new(&step, VECTOR, Kept::Bytes),
+        strips: Strips::new(&step, VECTOR, 4, Kept::Bytes),
         base: step.base,
         step_y: step.step[0],
         requant: step.requant,
@@ -87,6 +87,21 @@ impl Depthwise512 {
             let mut read = self.base + y * self.step_y + phase.start;
             let mut write = self.output.offset(y, 0) + phase.start;
             let mut left = phase.positions;
+            if phase.parts > 1 {
+                // SAFETY: positions of the row; a last group that is not full starts earlier and repeats some.
+                unsafe {
+                    for first in (0..phase.positions).step_by(phase.parts) {
+                        let first = first.min(phase.positions - phase.parts);
+                        let read = arena.add(read + first * advance[0]);
+                        let write = arena.add(write + first * advance[1]);
+                        match phase.parts {
+                            2 => vector.shared::<R, 2>(read, write),
+                            _ => vector.shared::<R, 4>(read, write),
+                        }
+                    }
+                }
+                continue;
+            }
             // SAFETY: positions of the row: their windows lie in the arena, a vector's rest in its slack, and stores are
             // masked to the row.
             unsafe {
@@ -183,6 +198,92 @@ impl Vector<'_> {
             }
         }
     }
+
+    /// `R` rows by one vector that `P` positions share.
+    ///
+    /// # Safety
+    /// At each position, `read` plus each column's offsets plus `64 / P` lies in the arena, as do `64 / P` bytes of each row
+    /// from `write` on.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn shared<const R: usize, const P: usize>(&self, read: *const u8, write: *mut u8) {
+        let mut acc = [[_mm512_setzero_si512(); 4]; R];
+        for q in 0..4 {
+            // SAFETY: the bias covers 64 channels.
+            let bias = unsafe { _mm512_loadu_si512(self.bias.add(q * 16).cast()) };
+            for row in &mut acc {
+                row[q] = bias;
+            }
+        }
+        let mut weights = self.weights;
+        for offsets in self.columns {
+            // SAFETY: the caller's contract.
+            let column = unsafe {
+                interleaved(
+                    gather::<P>(read.add(offsets[0]), self.advance[0]),
+                    gather::<P>(read.add(offsets[1]), self.advance[0]),
+                    gather::<P>(read.add(offsets[2]), self.advance[0]),
+                    gather::<P>(read.add(offsets[3]), self.advance[0]),
+                )
+            };
+            for row in &mut acc {
+                for q in 0..4 {
+                    // SAFETY: the weights cover columns × R × 4 vectors, 64-byte aligned.
+                    row[q] =
+                        _mm512_dpbusd_epi32(row[q], column[q], unsafe { _mm512_load_si512(weights.cast()) });
+                    weights = weights.wrapping_add(64);
+                }
+            }
+        }
+        for r in 0..R {
+            if !self.keep[r] {
+                continue;
+            }
+            let mut whole = [_mm512_setzero_si512(); 4];
+            for q in 0..4 {
+                // SAFETY: the multipliers cover 64 channels.
+                whole[q] = rounded(acc[r][q], unsafe { _mm512_loadu_ps(self.multipliers.add(q * 16)) });
+            }
+            let bytes = self.bounds.pack(whole);
+            let write = write.wrapping_add(r * self.row);
+            // SAFETY: the caller's contract.
+            unsafe {
+                if P == 2 {
+                    _mm256_storeu_si256(write.cast(), _mm512_castsi512_si256(bytes));
+                    let high = _mm512_extracti64x4_epi64::<1>(bytes);
+                    _mm256_storeu_si256(write.add(self.advance[1]).cast(), high);
+                } else {
+                    _mm_storeu_si128(write.cast(), _mm512_castsi512_si128(bytes));
+                    let second = _mm512_extracti32x4_epi32::<1>(bytes);
+                    _mm_storeu_si128(write.add(self.advance[1]).cast(), second);
+                    let third = _mm512_extracti32x4_epi32::<2>(bytes);
+                    _mm_storeu_si128(write.add(2 * self.advance[1]).cast(), third);
+                    let fourth = _mm512_extracti32x4_epi32::<3>(bytes);
+                    _mm_storeu_si128(write.add(3 * self.advance[1]).cast(), fourth);
+                }
+            }
+        }
+    }
+}
+
+/// Parts of a vector from `P` positions.
+///
+/// # Safety
+/// `64 / P` bytes are readable at each position.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn gather<const P: usize>(read: *const u8, advance: usize) -> __m512i {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if P == 2 {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(read.cast()));
+            return _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(read.add(advance).cast()));
+        }
+        let vector = _mm512_castsi128_si512(_mm_loadu_si128(read.cast()));
+        let vector = _mm512_inserti32x4::<1>(vector, _mm_loadu_si128(read.add(advance).cast()));
+        let vector = _mm512_inserti32x4::<2>(vector, _mm_loadu_si128(read.add(2 * advance).cast()));
+        _mm512_inserti32x4::<3>(vector, _mm_loadu_si128(read.add(3 * advance).cast()))
+    }
 }
 
 /// 64 bytes of four rows, interleaved: four bytes of each channel side by side.
@@ -193,10 +294,15 @@ impl Vector<'_> {
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn interleave(read: *const u8, offsets: &[usize; QUAD]) -> [__m512i; 4] {
     // SAFETY: the caller's contract.
-    let (a, b, c, d) = unsafe {
+    unsafe {
         let row = |j: usize| _mm512_loadu_si512(read.add(offsets[j]).cast());
-        (row(0), row(1), row(2), row(3))
-    };
+        interleaved(row(0), row(1), row(2), row(3))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn interleaved(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> [__m512i; 4] {
     let (ab_low, ab_high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
     let (cd_low, cd_high) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
     [

@@ -97,7 +97,20 @@ impl Run for Packed<Mul> {
         for y in rows {
             // SAFETY: the module's contract; rows of views of the same sizes, or pixels of one that repeats.
             unsafe {
-                if repeats(b, output) {
+                if repeats(b, output) && 64 % output.pixel == 0 {
+                    // Narrow pixels side by side fill a vector.
+                    let mut pattern = [0; 64];
+                    for at in (0..64).step_by(output.pixel) {
+                        arena
+                            .add(b.origin)
+                            .copy_to_nonoverlapping(pattern.as_mut_ptr().add(at), output.pixel);
+                    }
+                    let (a, to) = (arena.add(a.offset(y, 0)), arena.add(output.offset(y, 0)));
+                    for at in (0..output.width * output.pixel).step_by(64) {
+                        let bytes = (output.width * output.pixel - at).min(64);
+                        self.bytes_of(a.add(at), pattern.as_ptr(), to.add(at), bytes);
+                    }
+                } else if repeats(b, output) {
                     for x in 0..output.width {
                         let (a, to) = (arena.add(a.offset(y, x)), arena.add(output.offset(y, x)));
                         self.bytes_of(a, arena.add(b.origin), to, output.pixel);

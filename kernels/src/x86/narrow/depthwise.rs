@@ -31,7 +31,7 @@ pub(crate) fn pack<V: Vector>(step: Depthwise, strip: Strip, rows: &'static Rows
     }
     let kept = if V::EXACT || neighbours_fit(&step) { Kept::Bytes } else { Kept::Words };
     Box::new(Packed {
-        strips: Strips::new(&step, V::LANES * 4, kept),
+        strips: Strips::new(&step, V::LANES * 4, 1, kept),
         kept,
         base: step.base,
         step_y: step.step[0],
