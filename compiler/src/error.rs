@@ -37,6 +37,12 @@ pub enum CompileError {
         /// One of its nodes.
         node: String,
     },
+    /// An operator of a domain that only rewritten graphs may use.
+    #[error("node `{node}` is of the domain `tractd`, which is reserved")]
+    Reserved {
+        /// The node.
+        node: String,
+    },
     /// Subgraphs within subgraphs.
     #[error("subgraphs are nested deeper than {limit} levels")]
     TooDeep {

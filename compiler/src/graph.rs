@@ -143,6 +143,9 @@ impl<'a> Graph<'a> {
         }
         let mut nodes = Vec::with_capacity(proto.node.len());
         for (id, node) in proto.node.iter().enumerate() {
+            if node.domain == crate::op::DOMAIN {
+                return Err(CompileError::Reserved { node: node.name.clone() });
+            }
             let outputs = node.output.iter().map(|name| match name.as_str() {
                 "" => Ok(None),
                 name => names.produce(name, Some(id)).map(Some),

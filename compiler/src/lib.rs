@@ -35,3 +35,5 @@ pub use lower::Port;
 pub use op::{DOMAIN, OPERATOR, attach, register};
 pub use region::{Region, Whole};
 pub use report::{NodeReport, Place, Report};
+// What callers need of the kernels to run what was compiled.
+pub use tractd_kernels::{Arena, Element, Tier};

@@ -105,6 +105,11 @@ impl Whole {
         &self.region
     }
 
+    /// The graph's outputs, in its order.
+    pub fn outputs(&self) -> impl Iterator<Item = &Port> {
+        (0..self.outputs.len()).map_while(|index| self.output(index))
+    }
+
     /// The graph's output at this index.
     pub fn output(&self, index: usize) -> Option<&Port> {
         self.outputs.iter().position(|&output| output == index).map(|at| &self.region.outputs[at])

@@ -3,7 +3,8 @@
 use tract_onnx::Onnx;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto};
 use tract_onnx::prelude::*;
-use tractd_bundle::{InputSpec, Manifest, OutputSpec};
+use tractd_bundle::{Manifest, OutputSpec};
+use tractd_compiler::{Form, Options, Region, Report, Tier, Whole};
 
 use crate::LoadError;
 use crate::convert::to_tract;
@@ -37,8 +38,9 @@ const MICROSOFT: [&str; 12] = [
 
 /// A model ready to be made for given shapes.
 pub(crate) struct Graph {
-    model: InferenceModel,
-    inputs: Vec<InputSpec>,
+    proto: ModelProto,
+    interface: Interface,
+    tier: Tier,
     pub(crate) weight_bytes: u64,
 }
 
@@ -48,33 +50,72 @@ impl Graph {
         file: &[u8],
         manifest: Option<&Manifest>,
         labels: usize,
+        tier: Tier,
     ) -> Result<(Graph, Interface), LoadError> {
         let onnx = onnx();
         let proto = onnx
             .proto_model_for_read(&mut &*file)
             .map_err(|error| LoadError::NotOnnx(error.root_cause().to_string()))?;
         let graph = proto.graph.as_ref().ok_or_else(|| LoadError::NotOnnx("it has no graph".to_owned()))?;
-        check_operators(&onnx, graph, 0)?;
         let interface = match manifest {
             Some(manifest) => interface::from_manifest(manifest, graph)?,
             None => interface::from_graph(graph, labels)?,
         };
-        let model = parse(&onnx, &proto, graph, &interface)?;
         let weight_bytes = graph.initializer.iter().map(tensor_bytes).sum();
-        Ok((Graph { model, inputs: interface.inputs.clone(), weight_bytes }, interface))
+        Ok((Graph { interface: interface.clone(), tier, weight_bytes, proto }, interface))
     }
 
     /// Makes the graph for inputs of `shapes`, in the order of the specs. Slow: this is where all the
     /// optimising happens.
     pub(crate) fn prepare(&self, shapes: &[Vec<u32>]) -> Result<Executable, LoadError> {
-        let mut model = self.model.clone();
-        for (index, (input, shape)) in self.inputs.iter().zip(shapes).enumerate() {
-            let shape: TVec<usize> = shape.iter().map(|&dim| dim as usize).collect();
+        let names = self.interface.inputs.iter().map(|input| input.tensor.name.as_str());
+        let sizes: Vec<Vec<usize>> =
+            shapes.iter().map(|shape| shape.iter().map(|&dim| dim as usize).collect()).collect();
+        let named: Vec<(&str, &[usize])> = names.zip(sizes.iter().map(Vec::as_slice)).collect();
+        let compiled = tractd_compiler::compile(&self.proto, &named, &Options { tier: self.tier })
+            .map_err(|error| LoadError::Graph(error.to_string()))?;
+        match compiled.form {
+            Form::Whole(whole) => self.whole(whole, compiled.report),
+            Form::Mixed { model, regions } => self.on_tract(&model, &regions, &sizes, compiled.report),
+            Form::Tract => self.on_tract(&self.proto, &[], &sizes, compiled.report),
+        }
+    }
+
+    fn whole(&self, whole: Whole, report: Report) -> Result<Executable, LoadError> {
+        let graph = self.proto.graph.as_ref().ok_or_else(lost)?;
+        let inputs = &self.interface.inputs;
+        let given = interface::graph_inputs(graph)
+            .map(|input| inputs.iter().position(|spec| spec.tensor.name == input.name))
+            .collect::<Option<Vec<_>>>();
+        let made = (self.interface.outputs.iter())
+            .map(|spec| graph.output.iter().position(|output| output.name == spec.tensor.name))
+            .collect::<Option<Vec<_>>>();
+        Ok(Executable::int8(whole, given.ok_or_else(lost)?, made.ok_or_else(lost)?, report))
+    }
+
+    fn on_tract(
+        &self,
+        proto: &ModelProto,
+        regions: &[Arc<Region>],
+        shapes: &[Vec<usize>],
+        report: Report,
+    ) -> Result<Executable, LoadError> {
+        let onnx = onnx();
+        let graph = proto.graph.as_ref().ok_or_else(lost)?;
+        check_operators(&onnx, graph, 0)?;
+        let mut model = parse(&onnx, proto, graph, &self.interface)?;
+        tractd_compiler::attach(&mut model, regions).map_err(not_sound)?;
+        for (index, (input, shape)) in self.interface.inputs.iter().zip(shapes).enumerate() {
+            let shape: TVec<usize> = shape.iter().copied().collect();
             let fact = InferenceFact::dt_shape(to_tract(input.tensor.dtype), shape);
             model.set_input_fact(index, fact).map_err(not_sound)?;
         }
-        Executable::prepare(model).map_err(not_sound)
+        Executable::on_tract(model, report).map_err(not_sound)
     }
+}
+
+fn lost() -> LoadError {
+    LoadError::Graph("an input or output of the graph got lost while reading it".to_owned())
 }
 
 /// Tract's reader, guarded, and deaf to what a graph claims of its own intermediate tensors: claims made for
@@ -82,6 +123,7 @@ impl Graph {
 fn onnx() -> Onnx {
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true).with_ignore_output_shapes(true);
     guard::install(&mut onnx.op_register);
+    tractd_compiler::register(&mut onnx.op_register);
     onnx
 }
 
@@ -97,7 +139,6 @@ fn parse(
     let outlets = |all: &[OutletId], names: Vec<&str>, wanted: Vec<&str>| -> Option<Vec<OutletId>> {
         wanted.iter().map(|want| all.get(names.iter().position(|name| name == want)?).copied()).collect()
     };
-    let lost = || LoadError::Graph("an input or output of the graph got lost while reading it".to_owned());
 
     let wanted = interface.inputs.iter().map(|input| input.tensor.name.as_str()).collect();
     let names = interface::graph_inputs(graph).map(|input| input.name.as_str()).collect();
@@ -132,6 +173,7 @@ fn is_supported(onnx: &Onnx, node: &NodeProto) -> bool {
     let meant = match node.domain.as_str() {
         "" | "ai.onnx" | "ai.onnx.ml" => true,
         "com.microsoft" => MICROSOFT.contains(&node.op_type.as_str()),
+        tractd_compiler::DOMAIN => node.op_type == tractd_compiler::OPERATOR,
         _ => false,
     };
     meant && onnx.op_register.0.contains_key(&node.op_type)

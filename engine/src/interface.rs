@@ -17,6 +17,7 @@ const BARE_TOP_K: usize = 5;
 const TENSOR_NAME_LEN_MAX: usize = 127;
 
 /// Inputs and outputs, in the manifest's order or else in the graph's.
+#[derive(Clone)]
 pub(crate) struct Interface {
     pub(crate) inputs: Vec<InputSpec>,
     pub(crate) outputs: Vec<OutputSpec>,

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, fs, io};
 
 use tractd_bundle::{Bundle, Digest, Dim, InputSpec, OutputSpec};
+use tractd_compiler::{Report, Tier};
 
 use crate::exec::Executable;
 use crate::graph::Graph;
@@ -20,11 +21,13 @@ pub struct PlanOptions {
     /// The largest picture decoded, in pixels: a small file can hold a huge one. The default passes an 8K frame
     /// (33 million), which takes 100 MB decoded.
     pub image_pixels_max: u64,
+    /// The int8 kernels to pack for: the best this machine has, unless a lower tier is to be tried.
+    pub tier: Tier,
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { shapes_max: 4, free_dim_max: 4096, image_pixels_max: 36_000_000 }
+        PlanOptions { shapes_max: 4, free_dim_max: 4096, image_pixels_max: 36_000_000, tier: Tier::detect() }
     }
 }
 
@@ -63,6 +66,7 @@ pub struct Plan {
     output_names: Vec<Arc<str>>,
     labels: Vec<Arc<str>>,
     weight_bytes: u64,
+    report: Report,
     free: Vec<String>,
     /// Kept to make the graph for further shapes; a model without free dimensions is done with it.
     graph: Option<Graph>,
@@ -84,7 +88,7 @@ impl Plan {
         let labels: Vec<Arc<str>> = bundle.labels()?.into_iter().map(Arc::from).collect();
         let file = fs::read(bundle.model_path())?;
         let manifest = bundle.manifest.as_ref();
-        let (graph, mut interface) = Graph::read(&file, manifest, labels.len())?;
+        let (graph, mut interface) = Graph::read(&file, manifest, labels.len(), options.tier)?;
         drop(file);
         check_labels(&interface, &labels)?;
 
@@ -106,6 +110,7 @@ impl Plan {
             interface,
             labels,
             weight_bytes: graph.weight_bytes,
+            report: executable.report.clone(),
             graph: (!free.is_empty()).then_some(graph),
             free,
             prepared: Mutex::new(vec![(shapes, Arc::new(executable))]),
@@ -150,6 +155,11 @@ impl Plan {
     /// Bytes of the graph's constants, as the file has them.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes
+    }
+
+    /// What of the graph runs on the int8 kernels, and what on tract, at the shapes it was loaded with.
+    pub fn report(&self) -> &Report {
+        &self.report
     }
 
     /// Whether [`crate::Input::Media`] is understood.

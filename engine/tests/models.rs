@@ -232,7 +232,7 @@ fn unsupported_operators_are_named() {
     let error = Plan::load(&bundle("bare/qoperator/1"), &PlanOptions::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "operator com.microsoft.QLinearAdd is not supported (node `sum`): \
+        "operator com.microsoft.QLinearReduceMean is not supported (node `mean`): \
          quantise the model in QDQ form instead (quant_format=QuantFormat.QDQ)"
     );
 }

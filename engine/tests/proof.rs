@@ -120,7 +120,7 @@ fn refused_models_say_why() {
     let check =
         |model: &str, expected: Refusal| assert_eq!(attempt("prove", model, &limits()), Err(expected));
     let hint = ": quantise the model in QDQ form instead (quant_format=QuantFormat.QDQ)";
-    let operator = format!("operator com.microsoft.QLinearAdd is not supported (node `sum`){hint}");
+    let operator = format!("operator com.microsoft.QLinearReduceMean is not supported (node `mean`){hint}");
     check("bare/qoperator/1", Refusal::LoadFailed(operator));
     let infinite = "output `y` is NaN or infinite on an input of zeros";
     check("bare/infinite/1", Refusal::SelfTestFailed(infinite.to_owned()));
