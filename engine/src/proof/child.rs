@@ -16,6 +16,8 @@ use crate::{Plan, PlanOptions, self_test};
 /// Files open at once: the model, a golden vector, three pipes, and what the C library keeps.
 const FILES_MAX: u64 = 32;
 
+/// What tract panics with where the Rust runtime would abort (tract-data, `blob.rs`).
+const TRACT_ALLOCATION_FAILED: &str = "failed to allocate Layout";
 /// Characters of a message in a verdict.
 const MESSAGE_LEN_MAX: usize = 1000;
 
@@ -47,7 +49,7 @@ fn attempt(dir: &Path) -> Verdict {
     });
     let plan = match loaded {
         Ok(plan) => plan,
-        Err(problem) => return Verdict::LoadFailed(problem),
+        Err(problem) => return failed(problem, Verdict::LoadFailed),
     };
     let load_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     match guarded(|| self_test(&plan).map_err(|error| error.to_string())) {
@@ -58,8 +60,12 @@ fn attempt(dir: &Path) -> Verdict {
             infer_us_median: tested.infer_us_median,
             golden: tested.golden,
         }),
-        Err(problem) => Verdict::SelfTestFailed(problem),
+        Err(problem) => failed(problem, Verdict::SelfTestFailed),
     }
+}
+
+fn failed(problem: String, otherwise: fn(String) -> Verdict) -> Verdict {
+    if problem.contains(TRACT_ALLOCATION_FAILED) { Verdict::OutOfMemory } else { otherwise(problem) }
 }
 
 /// A panic is a verdict like any other error, and says more than an exit code. Messages are cut: a verdict the

@@ -113,6 +113,7 @@ fn tail(stderr: &str) -> String {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Verdict {
     Proven(Proof),
+    OutOfMemory,
     LoadFailed(String),
     SelfTestFailed(String),
 }

@@ -81,6 +81,7 @@ fn judge(end: End, limits: &Limits) -> Result<Proof, Refusal> {
     }
     match serde_json::from_slice(&end.stdout) {
         Ok(Verdict::Proven(proof)) => Ok(proof),
+        Ok(Verdict::OutOfMemory) => Err(out_of_memory()),
         Ok(Verdict::LoadFailed(problem)) => Err(Refusal::LoadFailed(problem)),
         Ok(Verdict::SelfTestFailed(problem)) => Err(Refusal::SelfTestFailed(problem)),
         Err(error) => Err(no_verdict(format!("its answer is not understood ({error})"))),
