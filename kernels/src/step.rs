@@ -209,9 +209,11 @@ pub(crate) enum SoftmaxOutput {
 #[inline]
 pub(crate) fn inside(window: &Window, axis: usize, output: usize, extent: usize) -> (usize, usize) {
     let (stride, dilation, pad) = (window.stride[axis], window.dilation[axis], window.pad[axis]);
+    // Asked for every pixel, so without a division where there is nothing to divide.
+    let taps = |distance: usize| if dilation == 1 { distance } else { distance.div_ceil(dilation) };
     let start = output * stride;
-    let skipped = pad.saturating_sub(start).div_ceil(dilation);
+    let skipped = taps(pad.saturating_sub(start));
     let first = start + skipped * dilation - pad;
-    let left = if first < extent { (extent - first).div_ceil(dilation) } else { 0 };
+    let left = taps(extent.saturating_sub(first));
     (first, left.min(window.kernel[axis].saturating_sub(skipped)))
 }
