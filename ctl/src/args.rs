@@ -33,6 +33,9 @@ pub(crate) enum Verb {
     /// Ask a daemon about updates
     #[command(subcommand)]
     Update(Update),
+    /// Measure a daemon, next to what it is compared with
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 #[derive(Debug, Args)]
@@ -303,4 +306,54 @@ pub(crate) enum Update {
     #[command(after_help = "Example:
   tractctl update check")]
     Check(Ask),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// What the daemon's socket adds to a call within the process
+    Serve(BenchServe),
+    /// What the daemon adds to a bare echo through the same broker
+    Mqtt(BenchMqtt),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl bench serve --bundle models/digits/1")]
+pub(crate) struct BenchServe {
+    #[command(flatten)]
+    pub(crate) source: BenchSource,
+    /// unix:PATH [default: TRACTD_SOCKET, then the system's socket, then the user's]
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) at: Option<At>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl bench mqtt --bundle models/digits/1 --at mqtt://127.0.0.1:1883/kitchen-1")]
+pub(crate) struct BenchMqtt {
+    #[command(flatten)]
+    pub(crate) source: BenchSource,
+    /// mqtt://[user@]host[:port]/node
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) at: At,
+    /// Topic prefix on the broker
+    #[arg(long, value_name = "PREFIX", default_value = tractd_wire::topic::Prefix::DEFAULT.as_str())]
+    pub(crate) prefix: String,
+}
+
+/// What every benchmark sends.
+#[derive(Debug, Args)]
+pub(crate) struct BenchSource {
+    /// Folder of the bundle that the daemon serves too; its first golden input is sent
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bundle: PathBuf,
+    /// Send this JPEG or PNG instead
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Option<PathBuf>,
+    /// Counted runs of each side
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub(crate) runs: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }

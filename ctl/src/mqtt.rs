@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rumqttc::NetworkOptions;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet, PubAckReason, PublishProperties};
-use rumqttc::v5::{Client, ConnectionError, Event, MqttOptions};
+use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet, PubAckReason, Publish, PublishProperties};
+use rumqttc::v5::{Client, Connection, ConnectionError, Event, MqttOptions};
 use tractd_wire::topic::{Format, Node, Prefix, RequestTopic, Topic, Word};
 use tractd_wire::{Name, Selector};
 
@@ -130,6 +130,130 @@ pub fn ask(
     }
 }
 
+/// A connection that stays: one exchange at a time, QoS 1. Knows no access list's refusals; [`ask`] does.
+pub struct Line<'a> {
+    road: Road<'a>,
+    client_id: String,
+    client: Client,
+    connection: Connection,
+}
+
+impl<'a> Line<'a> {
+    /// Connects and listens to its own mailbox.
+    pub fn open(road: &Road<'a>) -> Result<Self> {
+        let client_id = format!("tractctl-{}-{:08x}", std::process::id(), unique());
+        let (client, connection) = Client::new(options(road, &client_id)?, 8);
+        let mut line = Self { road: road.clone(), client_id, client, connection };
+        let mailbox = line.mailbox();
+        line.subscribe(&mailbox)?;
+        Ok(line)
+    }
+
+    /// Where requests to `model` go on this line.
+    pub fn request_topic(&self, model: &str, format: Format) -> Result<String> {
+        let node = match self.road.node {
+            ANY_NODE => Node::Any,
+            name => Node::Named(Name::parse(name)?),
+        };
+        let client = Word::parse(&self.client_id)?;
+        let request = RequestTopic { node, model: Selector::parse(model)?, format, client, id: None };
+        Ok(Topic::Request(request).under(Prefix::parse(self.road.prefix)?).to_string())
+    }
+
+    /// Publishes `payload` to `topic` and gives what comes into the mailbox.
+    pub fn exchange(&mut self, topic: &str, payload: Vec<u8>, patience: Duration) -> Result<Vec<u8>> {
+        let properties = PublishProperties {
+            response_topic: Some(self.mailbox()),
+            // Nobody else sends into this mailbox and one exchange is under way at a time, but a correlation that
+            // came before is answered from the daemon's memory.
+            correlation_data: Some(unique_correlation().to_vec().into()),
+            ..PublishProperties::default()
+        };
+        self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties)?;
+        Ok(self.receive(Instant::now() + patience)?.payload.to_vec())
+    }
+
+    fn mailbox(&self) -> String {
+        format!("{}/_res/{}", self.road.prefix, self.client_id)
+    }
+
+    fn subscribe(&mut self, filter: &str) -> Result<()> {
+        self.client.subscribe(filter, QoS::AtLeastOnce)?;
+        let until = Instant::now() + PATIENCE;
+        while !matches!(self.event(until)?, Event::Incoming(Packet::SubAck(_))) {}
+        Ok(())
+    }
+
+    fn receive(&mut self, until: Instant) -> Result<Publish> {
+        loop {
+            if let Event::Incoming(Packet::Publish(publish)) = self.event(until)? {
+                return Ok(publish);
+            }
+        }
+    }
+
+    fn event(&mut self, until: Instant) -> Result<Event> {
+        let at = || format!("the broker at {}:{}", self.road.host, self.road.port);
+        match self.connection.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Ok(event)) => Ok(event),
+            Ok(Err(error)) => Err(broker_error(error)).with_context(at),
+            Err(_) => bail!("nothing came through {} in time", at()),
+        }
+    }
+}
+
+/// A client on a thread of its own that sends back what it is sent: what a broker costs by itself.
+pub struct Echo {
+    topic: String,
+    stop: std::sync::mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<Result<()>>,
+}
+
+impl Echo {
+    /// Connects the echoing client.
+    pub fn start(road: &Road<'_>) -> Result<Self> {
+        let topic = format!("{}/_echo/{:08x}", road.prefix, unique());
+        let (stop, stopped) = std::sync::mpsc::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (host, user, prefix) =
+            (road.host.to_owned(), road.user.map(str::to_owned), road.prefix.to_owned());
+        let (port, listen) = (road.port, topic.clone());
+        let thread = std::thread::spawn(move || {
+            let road = Road { host: &host, port, user: user.as_deref(), node: ANY_NODE, prefix: &prefix };
+            let mut line = Line::open(&road)?;
+            line.subscribe(&listen)?;
+            let _ = ready.send(()); // nobody waits once the benchmark gave up
+            while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                // Often enough to notice the end.
+                let Ok(publish) = line.receive(Instant::now() + Duration::from_millis(200)) else { continue };
+                let reply_to = publish.properties.and_then(|properties| properties.response_topic);
+                if let Some(topic) = reply_to {
+                    line.client.publish(topic, QoS::AtLeastOnce, false, publish.payload)?;
+                }
+            }
+            Ok(())
+        });
+        match is_ready.recv_timeout(PATIENCE) {
+            Ok(()) => Ok(Self { topic, stop, thread }),
+            Err(_) => match thread.join() {
+                Ok(Err(error)) => Err(error),
+                _ => bail!("the echo client did not come up"),
+            },
+        }
+    }
+
+    /// Where to send what is to be echoed.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Ends the client.
+    pub fn stop(self) {
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
+    }
+}
+
 fn options(road: &Road<'_>, client_id: &str) -> Result<MqttOptions> {
     let mut options = MqttOptions::new(client_id, road.host, road.port);
     options.set_keep_alive(Duration::from_secs(30));
@@ -163,6 +287,16 @@ fn broker_error(error: ConnectionError) -> anyhow::Error {
 fn unique() -> u32 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     now.subsec_nanos() ^ (now.as_secs() as u32).rotate_left(16)
+}
+
+/// 16 bytes that no earlier request of this process had.
+fn unique_correlation() -> [u8; 16] {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let mut correlation = [0; 16];
+    correlation[..8].copy_from_slice(&next.to_le_bytes());
+    correlation[8..12].copy_from_slice(&unique().to_le_bytes());
+    correlation
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The verbs. Each file is one of them: what was typed in, what is printed out.
 
+mod bench;
 mod device;
 mod infer;
 mod pack;
@@ -43,6 +44,7 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Device(Device::Provision(args)) => device::provision(&args),
         Verb::Device(Device::Show(args)) => device::show(&args),
         Verb::Update(Update::Check(ask)) => see::check_updates(&ask),
+        Verb::Bench(verb) => bench::bench(&verb),
     }
 }
 

@@ -34,7 +34,9 @@ fn allowed_calls(unit: &str, groups: &Groups) -> Result<BTreeSet<String>> {
         Some(first) if first.starts_with('~') => bail!("a filter that begins with ~ allows by default"),
         Some(_) => {}
     }
-    groups.expand("@default", &mut |call| drop(allowed.insert(call.to_owned())))?; // systemd always adds it to an allow-list
+    groups.expand("@default", &mut |call| {
+        allowed.insert(call.to_owned());
+    })?; // systemd always adds it to an allow-list
     for line in lines {
         let (list, take_away) = line.strip_prefix('~').map_or((line, false), |rest| (rest, true));
         for word in list.split_whitespace() {

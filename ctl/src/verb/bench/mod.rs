@@ -107,7 +107,7 @@ impl InProcess {
                     .iter()
                     .map(|tensor| engine::TensorView {
                         name: &tensor.name,
-                        dtype: tractd_bundle::DType::from_name(tensor.dtype.name()).expect("read off the bundle"),
+                        dtype: tensor.dtype.name().parse().expect("read off the bundle"),
                         shape: &tensor.shape,
                         data: &tensor.data,
                     })

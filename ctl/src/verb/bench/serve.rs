@@ -16,7 +16,9 @@ pub(super) fn serve(args: &BenchServe) -> Result<(), Failure> {
     let subject = Subject::of(&args.source)?;
     let path = match args.at.clone().unwrap_or_else(default_at) {
         At::Unix(path) => path,
-        At::Mqtt { .. } => return Err(Failure::Usage("--at unix:PATH; for a broker: tractctl bench mqtt".into())),
+        At::Mqtt { .. } => {
+            return Err(Failure::Usage("--at unix:PATH; for a broker: tractctl bench mqtt".into()));
+        }
     };
     let request = subject.request();
     let mut session = InProcess::load(&subject.bundle)?;
