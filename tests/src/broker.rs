@@ -129,7 +129,11 @@ pub fn start_in_process() -> u16 {
     };
     std::thread::Builder::new()
         .name("broker".into())
-        .spawn(move || rumqttd::Broker::new(config).start())
+        .spawn(move || {
+            if let Err(error) = rumqttd::Broker::new(config).start() {
+                eprintln!("the in-process broker ended: {error}");
+            }
+        })
         .expect("a thread can be started");
     wait_for("the in-process broker", START, || TcpStream::connect(listen).ok());
     port

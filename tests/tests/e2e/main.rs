@@ -1,5 +1,7 @@
 //! One binary for all end-to-end tests: the real daemon, tool, broker and registry, on loopback and temporary folders.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
 mod arrows;
 mod clients;
 mod inputs;

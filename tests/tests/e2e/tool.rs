@@ -204,7 +204,7 @@ fn a_refusal_ends_with_1_and_says_why() {
 /// A .npy file of floats with the shape of a digit.
 fn npy_of(data: &[u8]) -> Vec<u8> {
     let mut header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 8, 8), }".to_owned();
-    while (10 + header.len() + 1) % 64 != 0 {
+    while !(10 + header.len() + 1).is_multiple_of(64) {
         header.push(' ');
     }
     header.push('\n');
