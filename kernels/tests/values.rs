@@ -4,9 +4,9 @@ use tractd_kernels::*;
 
 /// Runs a program of one u8 input and one u8 output, both NHWC.
 fn run(spec: ProgramSpec, input: &[u8]) -> Vec<u8> {
-    let program = Program::new(&spec, Tier::Portable).unwrap();
+    let program = Program::new(&spec, Tier::Portable).expect("a valid program");
     let mut output = vec![0; program.outputs()[0].bytes()];
-    program.run(&mut program.session(), &[input], &mut [&mut output]).unwrap();
+    program.run(&mut program.session(), &[input], &mut [&mut output]).expect("the sizes are the program's");
     output
 }
 

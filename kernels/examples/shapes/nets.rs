@@ -2,8 +2,11 @@
 
 use tractd_kernels::*;
 
+/// Describes a network.
+pub(crate) type Make = fn() -> ProgramSpec;
+
 /// Every network by name.
-pub(crate) const ALL: [(&str, fn() -> ProgramSpec); 7] = [
+pub(crate) const ALL: [(&str, Make); 7] = [
     ("mlp", mlp),
     ("autoencoder", autoencoder),
     ("ds-cnn", ds_cnn),

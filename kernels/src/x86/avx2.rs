@@ -102,6 +102,30 @@ macro_rules! shared {
             // SAFETY: the trait's contract.
             Self(unsafe { _mm256_max_epu8(self.0, other.0) })
         }
+
+        #[inline(always)]
+        unsafe fn repeat_16(from: *const u8) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast())) })
+        }
+
+        #[inline(always)]
+        unsafe fn shuffle(self, index: Self) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { _mm256_shuffle_epi8(self.0, index.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn xor(self, other: Self) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { _mm256_xor_si256(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn less_16(self) -> Self {
+            // SAFETY: the trait's contract.
+            Self(unsafe { _mm256_subs_epi8(self.0, _mm256_set1_epi8(16)) })
+        }
     };
 }
 

@@ -98,6 +98,30 @@ impl Vector for Sse41 {
         // SAFETY: the trait's contract.
         Self(unsafe { _mm_max_epu8(self.0, other.0) })
     }
+
+    #[inline(always)]
+    unsafe fn repeat_16(from: *const u8) -> Self {
+        // SAFETY: the trait's contract.
+        Self(unsafe { _mm_loadu_si128(from.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn shuffle(self, index: Self) -> Self {
+        // SAFETY: the trait's contract.
+        Self(unsafe { _mm_shuffle_epi8(self.0, index.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn xor(self, other: Self) -> Self {
+        // SAFETY: the trait's contract.
+        Self(unsafe { _mm_xor_si128(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn less_16(self) -> Self {
+        // SAFETY: the trait's contract.
+        Self(unsafe { _mm_subs_epi8(self.0, _mm_set1_epi8(16)) })
+    }
 }
 
 super::narrow::tier!(Sse41, "sse4.1,ssse3", [1 2]);

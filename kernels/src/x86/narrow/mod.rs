@@ -62,6 +62,13 @@ pub(crate) trait Vector: Copy + Send + Sync + 'static {
     unsafe fn interleave(rows: [Self; 4]) -> [Self; 4];
     /// The greater bytes.
     unsafe fn max(self, other: Self) -> Self;
+    /// The same 16 bytes in each 128-bit lane.
+    unsafe fn repeat_16(from: *const u8) -> Self;
+    /// Of each lane's 16 bytes the one that the low four bits of an index name, or 0 where the index is negative.
+    unsafe fn shuffle(self, index: Self) -> Self;
+    unsafe fn xor(self, other: Self) -> Self;
+    /// Bytes less 16, not below −128.
+    unsafe fn less_16(self) -> Self;
 }
 
 /// Whether two neighbouring products of u8 by i8 always fit 16 bits.
@@ -185,7 +192,7 @@ macro_rules! tier {
             #[target_feature(enable = $features)]
             unsafe fn look_up(from: *const u8, to: *mut u8, bytes: usize, table: &[u8; 256]) {
                 // SAFETY: passed on.
-                unsafe { rows::look_up(from, to, bytes, table) }
+                unsafe { rows::look_up::<$vector>(from, to, bytes, table) }
             }
 
             #[target_feature(enable = $features)]
