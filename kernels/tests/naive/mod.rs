@@ -36,7 +36,8 @@ pub(crate) fn run(case: &Case) -> Vec<Vec<u8>> {
             StepSpec::Quantize(s) => {
                 let (zero, external) = (f32::from(tensors[s.output.0].zero_point), spec.inputs[s.input]);
                 let values = case.inputs[s.input].chunks_exact(4);
-                let values = values.map(|b| f32::from_le_bytes(b.try_into().unwrap()) / s.scale);
+                let values =
+                    values.map(|b| f32::from_le_bytes(b.try_into().expect("chunks of four")) / s.scale);
                 let values = values
                     .map(|v| (f64::from(v).round_ties_even() + f64::from(zero)).clamp(0.0, 255.0) as u8);
                 tensors[s.output.0].data = to_nhwc(&external, &values.collect::<Vec<_>>());
@@ -84,7 +85,7 @@ pub(crate) fn run(case: &Case) -> Vec<Vec<u8>> {
             }
             StepSpec::MaxPool(s) => {
                 let pooled = each_window(&tensors[s.input.0], &s.window, tensors[s.output.0].shape, |taps| {
-                    taps.iter().flatten().copied().max().unwrap()
+                    taps.iter().flatten().copied().max().expect("every window touches the input")
                 });
                 tensors[s.output.0].data = pooled;
             }
@@ -184,7 +185,7 @@ fn sum(a: u8, b: u8, [za, zb, zy]: [u8; 3], [ma, mb]: [f32; 2], clamp: Clamp) ->
 fn softmax(input: &Tensor, scale: f32) -> Vec<f32> {
     let pixels = input.data.chunks_exact(input.shape[2]);
     let softmax = |pixel: &[u8]| {
-        let greatest = *pixel.iter().max().unwrap();
+        let greatest = *pixel.iter().max().expect("a pixel has channels");
         let exp = |q: u8| (-f64::from(greatest - q) * f64::from(scale)).exp() as f32;
         let sum: f64 = pixel.iter().map(|&q| f64::from(exp(q))).sum();
         pixel.iter().map(|&q| exp(q) / sum as f32).collect::<Vec<_>>()
