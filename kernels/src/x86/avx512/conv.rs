@@ -15,7 +15,7 @@ const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 0, 0, 0, 1];
 /// The same where there is little to multiply: smaller tiles, of which one is requantised while the next multiplies.
 const PIXELS_SHALLOW: [usize; 9] = [0, 8, 6, 4, 3, 0, 0, 0, 1];
 /// Fours of input values up to which a tile is shallow, by its vectors.
-const SHALLOW: [usize; 9] = [0, 64, 64, 12, 12, 0, 0, 0, 0];
+const SHALLOW: [usize; 9] = [0, 12, 64, 12, 12, 0, 0, 0, 0];
 /// Weights that stay in L1 while all of a band's pixels pass.
 const L1_WEIGHTS: usize = 32 << 10;
 /// Pixels, at least, of the rows between which all blocks of channels are computed when the weights stay in L1.
