@@ -23,6 +23,9 @@ impl Shapes {
         for value in 0..graph.values.len() {
             if let Some(constant) = graph.constant(value)? {
                 shapes.0[value] = Some(constant.dims());
+            } else if let Some(elsewhere) = &graph.values[value].constant {
+                let dims = elsewhere.dims.iter().map(|&dim| usize::try_from(dim).ok()).collect();
+                shapes.set(value, dims);
             }
         }
         // Claims of the file about its inner tensors are only asked where nothing better is known: they may be stale.

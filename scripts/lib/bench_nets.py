@@ -69,6 +69,9 @@ class Net:
         graph = helper.make_graph(self.nodes, self.name, inputs, outputs, self.weights)
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tractd")
+        if output_shape is None:
+            model = onnx.shape_inference.infer_shapes(model)
+            del model.graph.value_info[:]
         onnx.checker.check_model(model, full_check=True)
         return model
 

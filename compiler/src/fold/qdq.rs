@@ -9,6 +9,7 @@ use super::params::{Bias, Raw};
 use super::{Fact, Fold, Skip, Taken, clamp, leave, table, views};
 use crate::graph::{NodeId, ValueId};
 use crate::ir::{Kind, Quant, Tensor};
+use crate::shapes::permutation;
 
 /// ReLUs and clips in a row that are looked through.
 const BOUNDS_MAX: usize = 4;
@@ -72,8 +73,27 @@ impl Fold<'_> {
         Ok(Tensor { buffer, ..tensor })
     }
 
-    /// A float tensor that tract or the caller gives.
+    /// A float tensor that tract or the caller gives. One that is transposed before is read in the other order instead:
+    /// that is how graphs of frameworks with channels last begin.
     fn source_of(&mut self, id: NodeId, value: ValueId, quant: Quant) -> Taken<Tensor> {
+        if let Some((producer, node)) = self.graph.producer(value)
+            && node.op() == "Transpose"
+            && !self.banned.contains_key(&producer)
+            && let Some(from) = node.input(0)
+            && let Some(perm) = permutation(node, self.shapes.get(from).map_or(0, <[usize]>::len))
+        {
+            let plain = self.plain_source(id, from, quant)?;
+            if let Ok(tensor) = self.transposed(&plain, &perm) {
+                let nodes = [producer, id];
+                let taken = if self.graph.only_read_by(value, id) { &nodes[..] } else { &nodes[1..] };
+                self.settle(taken, tensor.buffer);
+                return Ok(tensor);
+            }
+        }
+        self.plain_source(id, value, quant)
+    }
+
+    fn plain_source(&mut self, id: NodeId, value: ValueId, quant: Quant) -> Taken<Tensor> {
         let shape = self.shape(value)?.to_vec();
         self.check_input(value, DataType::Float)?;
         let (dims, order) = views::standard(&shape);
@@ -93,8 +113,12 @@ impl Fold<'_> {
         match attempt {
             Ok(found) => Ok(found),
             Err(Skip::Leave(why)) => {
-                if let Some((producer, _)) = self.graph.producer(value) {
-                    self.whys[producer] = why;
+                // The bounds behind an operator are left because it is.
+                let mut value = Some(value);
+                for _ in 0..=BOUNDS_MAX {
+                    let Some((id, node)) = value.and_then(|value| self.graph.producer(value)) else { break };
+                    self.whys[id].clone_from(&why);
+                    value = if matches!(node.op(), "Relu" | "Clip") { node.input(0) } else { None };
                 }
                 Ok(None)
             }

@@ -123,7 +123,7 @@ impl Fold<'_> {
     }
 
     /// A transposition costs nothing if what it makes is one of the two orders again.
-    fn transposed(&mut self, tensor: &Tensor, perm: &[usize]) -> Taken<Tensor> {
+    pub(super) fn transposed(&mut self, tensor: &Tensor, perm: &[usize]) -> Taken<Tensor> {
         let mut candidates = vec![tensor.clone()];
         if let [1, a, b, c] = *tensor.shape {
             candidates.extend(self.arranged(tensor, [a, b, c], Order::Last));

@@ -1,0 +1,203 @@
+//! Malformed graphs are refused, and what a rewrite rule must not take stays with tract.
+
+use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
+use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
+    TypeProto, ValueInfoProto, type_proto,
+};
+use tractd_compiler::{CompileError, Compiled, Form, Options, Place, compile};
+use tractd_kernels::Tier;
+
+fn value(name: &str, dtype: DataType, dims: &[i64]) -> ValueInfoProto {
+    let dim =
+        |&size: &i64| Dimension { value: Some(dimension::Value::DimValue(size)), ..Dimension::default() };
+    let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
+    let tensor = type_proto::Tensor { elem_type: dtype as i32, shape };
+    let value = Some(type_proto::Value::TensorType(tensor));
+    let r#type = Some(TypeProto { value, ..TypeProto::default() });
+    ValueInfoProto { name: name.to_owned(), r#type, ..ValueInfoProto::default() }
+}
+
+fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    NodeProto {
+        op_type: op.to_owned(),
+        name: output.to_owned(),
+        input: names(inputs),
+        output: names(&[output]),
+        ..NodeProto::default()
+    }
+}
+
+fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
+    TensorProto {
+        name: name.to_owned(),
+        dims: dims.to_vec(),
+        data_type: DataType::Float as i32,
+        float_data: values.to_vec(),
+        ..TensorProto::default()
+    }
+}
+
+fn bytes(name: &str, dtype: DataType, dims: &[i64], values: &[u8]) -> TensorProto {
+    TensorProto {
+        name: name.to_owned(),
+        dims: dims.to_vec(),
+        data_type: dtype as i32,
+        raw_data: values.to_vec(),
+        ..TensorProto::default()
+    }
+}
+
+fn model(node: Vec<NodeProto>, initializer: Vec<TensorProto>, input: &[i64], output: &[i64]) -> ModelProto {
+    let graph = GraphProto {
+        node,
+        initializer,
+        input: vec![value("x", DataType::Float, input)],
+        output: vec![value("y", DataType::Float, output)],
+        ..GraphProto::default()
+    };
+    let opset = OperatorSetIdProto { domain: String::new(), version: 17 };
+    ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() }
+}
+
+/// x → Q → DQ → Conv 1×1 → Relu → Q → DQ → y, on `[1, 2, 2, 2]`.
+fn sound() -> ModelProto {
+    let nodes = vec![
+        node("QuantizeLinear", &["x", "s", "z"], "xq"),
+        node("DequantizeLinear", &["xq", "s", "z"], "xd"),
+        node("DequantizeLinear", &["w", "s", "wz"], "wd"),
+        node("Conv", &["xd", "wd"], "c"),
+        node("Relu", &["c"], "r"),
+        node("QuantizeLinear", &["r", "s", "z"], "rq"),
+        node("DequantizeLinear", &["rq", "s", "z"], "y"),
+    ];
+    let constants = vec![
+        floats("s", &[], &[0.25]),
+        bytes("z", DataType::Uint8, &[], &[128]),
+        bytes("w", DataType::Int8, &[3, 2, 1, 1], &[1, 2, 3, 4, 5, 6]),
+        bytes("wz", DataType::Int8, &[], &[0]),
+    ];
+    model(nodes, constants, &[1, 2, 2, 2], &[1, 3, 2, 2])
+}
+
+fn graph(model: &mut ModelProto) -> &mut GraphProto {
+    model.graph.as_mut().unwrap()
+}
+
+fn constant<'m>(model: &'m mut ModelProto, name: &str) -> &'m mut TensorProto {
+    graph(model).initializer.iter_mut().find(|tensor| tensor.name == name).unwrap()
+}
+
+fn at<'m>(model: &'m mut ModelProto, output: &str) -> &'m mut NodeProto {
+    graph(model).node.iter_mut().find(|node| node.output[0] == output).unwrap()
+}
+
+fn compiled(model: &ModelProto) -> Result<Compiled, CompileError> {
+    compile(model, &[], &Options { tier: Tier::Portable })
+}
+
+fn refusal(alter: impl FnOnce(&mut ModelProto)) -> CompileError {
+    let mut model = sound();
+    alter(&mut model);
+    compiled(&model).unwrap_err()
+}
+
+/// The node `c` is left to tract, for this reason.
+fn left(alter: impl FnOnce(&mut ModelProto), why: &str) {
+    let mut model = sound();
+    alter(&mut model);
+    let report = compiled(&model).unwrap().report;
+    let conv = report.nodes.iter().find(|node| node.name == "c").unwrap();
+    assert_eq!((conv.place, conv.why.as_str()), (Place::Tract, why));
+}
+
+#[test]
+fn the_sound_graph_is_taken_whole() {
+    let compiled = compiled(&sound()).unwrap();
+    assert!(matches!(compiled.form, Form::Whole(_)));
+    assert_eq!((compiled.report.int8_macs, compiled.report.total_macs), (24, 24));
+}
+
+#[test]
+fn malformed_graphs_are_refused() {
+    assert_eq!(compiled(&ModelProto::default()).unwrap_err(), CompileError::NoGraph);
+    let missing = CompileError::Missing { node: "c".into(), value: "nowhere".into() };
+    assert_eq!(refusal(|model| at(model, "c").input[1] = "nowhere".into()), missing);
+    assert_eq!(
+        refusal(|model| graph(model).output[0].name = "nowhere".into()),
+        CompileError::Missing { node: "output".into(), value: "nowhere".into() }
+    );
+    assert_eq!(
+        refusal(|model| at(model, "r").output[0] = "c".into()),
+        CompileError::Twice { value: "c".into() }
+    );
+    assert!(matches!(refusal(|model| at(model, "c").input[0] = "rq".into()), CompileError::Cycle { .. }));
+    let reserved = CompileError::Reserved { node: "c".into() };
+    assert_eq!(refusal(|model| at(model, "c").domain = "tractd".into()), reserved);
+    let tensor = |tensor: &str, reason| CompileError::Tensor { tensor: tensor.into(), reason };
+    let dims = "a negative or overflowing dimension";
+    assert_eq!(refusal(|model| constant(model, "w").dims[0] = -3), tensor("w", dims));
+    assert_eq!(refusal(|model| constant(model, "w").dims = vec![1 << 40, 1 << 40]), tensor("w", dims));
+    let size = "its data has another size than its dimensions";
+    assert_eq!(refusal(|model| constant(model, "w").dims[0] = 4), tensor("w", size));
+    assert_eq!(refusal(|model| constant(model, "w").data_type = 6), tensor("w", size));
+    assert_eq!(refusal(|model| constant(model, "w").data_type = 99), tensor("w", "an unknown element type"));
+}
+
+#[test]
+fn scales_must_be_positive_and_finite() {
+    let reason = "a scale that is zero, negative or not a number";
+    for scale in [0.0, -0.25, f32::NAN, f32::INFINITY] {
+        let error = refusal(|model| constant(model, "s").float_data[0] = scale);
+        assert_eq!(error, CompileError::Quantisation { node: "xq".into(), reason });
+    }
+}
+
+#[test]
+fn what_is_not_for_the_kernels_stays_with_tract() {
+    left(
+        |model| constant(model, "w").data_location = Some(DataLocation::External as i32),
+        "weights that are not in the file",
+    );
+    left(
+        |model| graph(model).output.push(value("c", DataType::Float, &[1, 3, 2, 2])),
+        "its float result is used elsewhere, too",
+    );
+    left(|model| at(model, "c").input[1] = "x".into(), "an operand that is not quantised");
+    left(
+        |model| {
+            graph(model).initializer.push(floats("low", &[], &[0.0]));
+            *at(model, "r") = node("Clip", &["c", "low", "xd"], "r");
+        },
+        "bounds that are not constant",
+    );
+    let groups = AttributeProto { name: "group".into(), i: -1, ..AttributeProto::default() };
+    left(|model| at(model, "c").attribute.push(groups), "a negative number of groups");
+    let strides = AttributeProto { name: "strides".into(), ints: vec![0, 0], ..AttributeProto::default() };
+    left(|model| at(model, "c").attribute.push(strides), "a shape that is not known at load");
+    // Finite and positive, but beyond what the kernels compute exactly.
+    let mut tiny = sound();
+    constant(&mut tiny, "s").float_data[0] = 1e-30;
+    assert!(matches!(compiled(&tiny).unwrap().form, Form::Tract));
+}
+
+#[test]
+fn a_batch_is_left_alone() {
+    let mut model = sound();
+    graph(&mut model).input[0] = value("x", DataType::Float, &[2, 2, 2, 2]);
+    graph(&mut model).output[0] = value("y", DataType::Float, &[2, 3, 2, 2]);
+    let report = compiled(&model).unwrap().report;
+    let conv = report.nodes.iter().find(|node| node.name == "c").unwrap();
+    assert_eq!((conv.place, conv.why.as_str()), (Place::Tract, "a batch larger than 1"));
+}
+
+#[test]
+fn huge_shapes_neither_panic_nor_allocate() {
+    for dims in [[1, 2, i64::MAX, 2], [1, 2, 1 << 31, 1 << 31], [1, 2, 0, 2], [1, 2, -1, 2]] {
+        let mut model = sound();
+        graph(&mut model).input[0] = value("x", DataType::Float, &dims);
+        assert!(matches!(compiled(&model).unwrap().form, Form::Tract), "{dims:?}");
+    }
+}
