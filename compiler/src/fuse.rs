@@ -15,7 +15,7 @@ pub(crate) fn fuse(ir: &mut Ir, levels: &[usize], wanted: &[bool]) -> Vec<OpId> 
     }
     fuse.sweep();
     for op in 0..levels.len() {
-        fuse.into_convolution(op);
+        fuse.follow_convolution(op);
     }
     fuse.sweep();
     fuse.moved
@@ -106,7 +106,7 @@ impl Fuse<'_> {
     }
 
     /// Puts a convolution into the place of the sum or table that alone reads it.
-    fn into_convolution(&mut self, op: OpId) {
+    fn follow_convolution(&mut self, op: OpId) {
         match &self.ir.ops[op].kind {
             Kind::Step(StepSpec::Add(step)) => {
                 let step = step.clone();

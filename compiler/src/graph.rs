@@ -11,8 +11,8 @@ use tract_onnx::pb::{tensor_shape_proto::dimension, type_proto};
 use crate::CompileError;
 use crate::constant::Constant;
 
-/// Most nodes: more than any network for an edge device has.
-const NODES_MAX: usize = 1 << 16;
+/// Most nodes: more than any network for an edge device has, and few enough for work that grows with their square.
+const NODES_MAX: usize = 1 << 15;
 /// Most inputs and outputs of all nodes together.
 const EDGES_MAX: usize = 1 << 19;
 /// Subgraphs within subgraphs that are looked into.

@@ -9,6 +9,9 @@ use crate::window::Sliding;
 /// Most elements of one tensor: what the kernels' largest arena holds.
 const ELEMENTS_MAX: usize = 1 << 30;
 
+/// Most dimensions of one tensor, and most axes an operator names: work grows with their square.
+const RANK_MAX: usize = 32;
+
 /// Per tensor; `None` where it is not known.
 pub(crate) struct Shapes(Vec<Option<Vec<usize>>>);
 
@@ -22,7 +25,7 @@ impl Shapes {
         }
         for value in 0..graph.values.len() {
             if let Some(constant) = graph.constant(value)? {
-                shapes.0[value] = Some(constant.dims());
+                shapes.set(value, Some(constant.dims()));
             } else if let Some(elsewhere) = &graph.values[value].constant {
                 let dims = elsewhere.dims.iter().map(|&dim| usize::try_from(dim).ok()).collect();
                 shapes.set(value, dims);
@@ -52,7 +55,7 @@ impl Shapes {
     fn set(&mut self, value: ValueId, shape: Option<Vec<usize>>) {
         let fits = |shape: &Vec<usize>| {
             let product = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-            product.is_some_and(|count| (1..=ELEMENTS_MAX).contains(&count))
+            shape.len() <= RANK_MAX && product.is_some_and(|count| (1..=ELEMENTS_MAX).contains(&count))
         };
         self.0[value] = shape.filter(fits);
     }
@@ -248,6 +251,9 @@ fn reshaped(node: &Node<'_>, input: &[usize], target: &[i64]) -> Option<Vec<usiz
 }
 
 fn squeezed(input: &[usize], axes: Option<&[i64]>) -> Option<Vec<usize>> {
+    if axes.is_some_and(|axes| axes.len() > RANK_MAX) {
+        return None;
+    }
     let gone: Vec<usize> = match axes {
         Some(axes) => axes.iter().map(|&at| axis(at, input.len())).collect::<Option<_>>()?,
         None => (0..input.len()).filter(|&at| input[at] == 1).collect(),
@@ -257,6 +263,9 @@ fn squeezed(input: &[usize], axes: Option<&[i64]>) -> Option<Vec<usize>> {
 }
 
 fn unsqueezed(input: &[usize], axes: &[i64]) -> Option<Vec<usize>> {
+    if axes.len() > RANK_MAX {
+        return None;
+    }
     let rank = input.len() + axes.len();
     let new: Vec<usize> = axes.iter().map(|&at| axis(at, rank)).collect::<Option<_>>()?;
     let mut rest = input.iter();
@@ -266,6 +275,9 @@ fn unsqueezed(input: &[usize], axes: &[i64]) -> Option<Vec<usize>> {
 }
 
 fn reduced(input: &[usize], axes: &[i64], keep: bool) -> Option<Vec<usize>> {
+    if axes.len() > RANK_MAX {
+        return None;
+    }
     let gone: Vec<usize> = axes.iter().map(|&at| axis(at, input.len())).collect::<Option<_>>()?;
     let dim = |at| match gone.contains(&at) {
         true => keep.then_some(1),

@@ -1,5 +1,7 @@
 //! The networks of `scripts/make-bench-models` at full size, held to what ONNX Runtime answers.
 
+#![allow(clippy::unwrap_used, reason = "all of it is test code")]
+
 use std::path::Path;
 use std::time::Instant;
 

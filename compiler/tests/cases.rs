@@ -1,5 +1,7 @@
 //! Small quantised graphs of every kind, held to what ONNX Runtime answered (`scripts/make-compiler-models`).
 
+#![allow(clippy::unwrap_used, reason = "all of it is test code")]
+
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{ModelProto, TensorProto};
 use tractd_compiler::{CompileError, Form, Options, compile};

@@ -1,5 +1,7 @@
 //! Malformed graphs are refused, and what a rewrite rule must not take stays with tract.
 
+#![allow(clippy::unwrap_used, reason = "all of it is test code")]
+
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 use tract_onnx::pb::{
@@ -200,4 +202,44 @@ fn huge_shapes_neither_panic_nor_allocate() {
         graph(&mut model).input[0] = value("x", DataType::Float, &dims);
         assert!(matches!(compiled(&model).unwrap().form, Form::Tract), "{dims:?}");
     }
+}
+
+#[test]
+fn a_function_that_doubles_at_every_step_takes_no_time() {
+    let mut nodes = vec![
+        node("QuantizeLinear", &["x", "s", "z"], "xq"),
+        node("DequantizeLinear", &["xq", "s", "z"], "f0"),
+    ];
+    for step in 0..200 {
+        let from = format!("f{step}");
+        nodes.push(node("Add", &[&from, &from], &format!("f{}", step + 1)));
+    }
+    nodes.push(node("QuantizeLinear", &["f200", "s", "z"], "yq"));
+    nodes.push(node("DequantizeLinear", &["yq", "s", "z"], "y"));
+    let constants = vec![floats("s", &[], &[0.25]), bytes("z", DataType::Uint8, &[], &[128])];
+    let report = compiled(&model(nodes, constants, &[1, 4], &[1, 4])).unwrap().report;
+    assert_eq!(report.outside().filter(|node| node.op == "Add").count(), 200);
+}
+
+#[test]
+fn an_addition_of_itself_is_a_table_and_one_that_others_read_is_not() {
+    let form = |output: &str| {
+        let nodes = vec![
+            node("QuantizeLinear", &["x", "s", "z"], "xq"),
+            node("DequantizeLinear", &["xq", "s", "z"], "xd"),
+            node("Add", &["xd", "xd"], "c"),
+            node("QuantizeLinear", &["c", "s", "z"], "rq"),
+            node("DequantizeLinear", &["rq", "s", "z"], "y"),
+        ];
+        let constants = vec![floats("s", &[], &[0.25]), bytes("z", DataType::Uint8, &[], &[128])];
+        let mut model = model(nodes, constants, &[1, 4], &[1, 4]);
+        if !output.is_empty() {
+            graph(&mut model).output.push(value(output, DataType::Float, &[1, 4]));
+        }
+        compiled(&model).unwrap()
+    };
+    let Form::Whole(whole) = form("").form else { panic!("not whole") };
+    let kinds: Vec<_> = whole.region().program().steps().map(|step| step.kind).collect();
+    assert_eq!(kinds, ["quantize", "table", "dequantize"]);
+    assert!(matches!(form("c").form, Form::Tract));
 }

@@ -95,6 +95,7 @@ impl Fold<'_> {
         Ok(Tensor { buffer, order: Order::First, shape, signed: y.signed })
     }
 
+    #[allow(clippy::too_many_arguments, reason = "two operands, the result, and who they are")]
     pub(super) fn pair(
         &mut self,
         pair: Pair,

@@ -9,11 +9,14 @@ use crate::ir::{Quant, Tensor};
 const OPERATORS_MAX: usize = 24;
 
 type Values = Box<[f32; 256]>;
+type Operator = Box<dyn Fn(f32, f32) -> f32>;
 
 /// What an expression is so far.
 struct Expression {
     leaf: Option<(Tensor, f32)>,
     nodes: Vec<NodeId>,
+    /// Operators looked at; one that is reached twice counts twice, so that no graph makes this take long.
+    visits: usize,
 }
 
 /// A part of an expression: its value for each value of the leaf.
@@ -35,7 +38,7 @@ impl Fold<'_> {
     /// The function of one quantised tensor whose quantised result `id` makes of `value`. `None` where there is no such
     /// tensor, or another node looks into the function.
     pub(super) fn element_wise(&mut self, id: NodeId, value: ValueId, y: Quant) -> Taken<Option<Tensor>> {
-        let mut expression = Expression { leaf: None, nodes: vec![] };
+        let mut expression = Expression { leaf: None, nodes: vec![], visits: 0 };
         let Some(Part::Each(values)) = self.part(value, &mut expression)? else { return Ok(None) };
         let Some((leaf, _)) = expression.leaf else { return Ok(None) };
         if values.iter().any(|value| value.is_nan()) {
@@ -70,7 +73,8 @@ impl Fold<'_> {
             return Ok(Some(Part::Scalar(scalar)));
         }
         let Some((id, node)) = self.graph.producer(value) else { return Ok(None) };
-        if expression.nodes.len() >= OPERATORS_MAX {
+        expression.visits += 1;
+        if expression.visits > OPERATORS_MAX {
             return Ok(None);
         }
         expression.nodes.push(id);
@@ -96,7 +100,7 @@ impl Fold<'_> {
         Ok(Some(Part::Each(Box::new(std::array::from_fn(each)))))
     }
 
-    fn applied(&self, node: &Node<'_>) -> Taken<Option<Box<dyn Fn(f32, f32) -> f32>>> {
+    fn applied(&self, node: &Node<'_>) -> Taken<Option<Operator>> {
         Ok(Some(match node.op() {
             "Add" => Box::new(|a, b| a + b),
             "Sub" => Box::new(|a, b| a - b),
