@@ -6,16 +6,16 @@ use tract_onnx::tract_hir::infer::Factoid;
 use tractd_compiler::{Compiled, Form, Options, Port, compile};
 use tractd_kernels::Tier;
 
-pub fn parse(file: &[u8]) -> ModelProto {
+pub(crate) fn parse(file: &[u8]) -> ModelProto {
     tract_onnx::onnx().proto_model_for_read(&mut &*file).unwrap()
 }
 
-pub fn compiled(model: &ModelProto) -> Compiled {
+pub(crate) fn compiled(model: &ModelProto) -> Compiled {
     compile(model, &[], &Options { tier: Tier::Portable }).unwrap()
 }
 
 /// The outputs' bytes, in the graph's order.
-pub fn run(model: &ModelProto, compiled: &Compiled, inputs: &[Vec<u8>]) -> Vec<Vec<u8>> {
+pub(crate) fn run(model: &ModelProto, compiled: &Compiled, inputs: &[Vec<u8>]) -> Vec<Vec<u8>> {
     match &compiled.form {
         Form::Whole(whole) => {
             let count = model.graph.as_ref().unwrap().output.len();
@@ -53,6 +53,6 @@ fn on_tract(
     outputs.iter().map(|output| output.try_as_plain_ram().unwrap().as_bytes().to_vec()).collect()
 }
 
-pub fn floats(bytes: &[u8]) -> Vec<f32> {
+pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
