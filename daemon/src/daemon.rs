@@ -50,9 +50,9 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
         log::warn!("{}: {error}; nothing will be remembered", state_dir.display());
     }
     let socket = config.socket.path.clone().unwrap_or_else(socket::default_path);
-    let bound = match Bound::from_systemd().context("the socket systemd passed")? {
-        Some(bound) => bound,
-        None => Bound::bind(&socket)?,
+    let (bound, place) = match Bound::from_systemd().context("the socket systemd passed")? {
+        Some(bound) => (bound, "as passed by systemd".to_owned()),
+        None => (Bound::bind(&socket)?, socket.display().to_string()),
     };
 
     let limits = Limits {
@@ -77,7 +77,7 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
         connections_max: config.socket.connections_max.get(),
     };
     log::info!(
-        node, workers = limits.workers, socket:% = socket.display(), state:% = state_dir.display();
+        node, workers = limits.workers, socket:% = place, state:% = state_dir.display();
         "tractd {} starts", env!("CARGO_PKG_VERSION")
     );
 

@@ -32,6 +32,10 @@ pub(crate) fn models_memory_bytes() -> u64 {
 /// Where state is kept when nothing says otherwise.
 pub(crate) fn default_state_dir() -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // A service has the folder that its unit's StateDirectory= made.
+    if let Some(dir) = set("STATE_DIRECTORY") {
+        return dir;
+    }
     if rustix::process::geteuid().is_root() {
         return "/var/lib/tractd".into();
     }

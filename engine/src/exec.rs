@@ -31,6 +31,9 @@ struct Int8 {
     outputs: Vec<usize>,
 }
 
+/// Element type and shape of an output, as far as the graph alone decides them.
+pub(crate) type OutputFact = (Option<DType>, Vec<Option<u32>>);
+
 /// One session's buffers and operator states.
 pub(crate) enum State {
     Tract(TypedSimpleState),
@@ -59,7 +62,7 @@ impl Executable {
     }
 
     /// Element type and shape of each output; `None` in a shape for what only the data decides.
-    pub(crate) fn outputs(&self) -> TractResult<Vec<(Option<DType>, Vec<Option<u32>>)>> {
+    pub(crate) fn outputs(&self) -> TractResult<Vec<OutputFact>> {
         match &self.runner {
             Runner::Tract(plan) => {
                 let model = plan.model();

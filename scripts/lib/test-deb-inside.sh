@@ -16,8 +16,8 @@ install -d -o tractd -g tractd /var/lib/tractd/models/digits
 cp -r /test/digits/1 /var/lib/tractd/models/digits/1
 chown -R tractd:tractd /var/lib/tractd/models
 systemctl reload tractd.service
-for _ in $(seq 100); do runuser -u asker -- tractctl models --json 2>/dev/null | grep -q '"digits"' && break; sleep 0.1; done
 png=$(ls /test/digits/samples/*.png | head -n 1)
+for _ in $(seq 100); do runuser -u asker -- tractctl infer digits --image "$png" >/dev/null 2>&1 && break; sleep 0.1; done
 runuser -u asker -- tractctl infer digits --image "$png" --json >/tmp/answer
 grep -q '"classes"' /tmp/answer
 say "a member of the group is answered: $(head -c 160 /tmp/answer | tr -d '\n')"
@@ -26,6 +26,19 @@ if runuser -u stranger -- tractctl infer digits --image "$png" >/tmp/refused 2>&
   exit 1
 fi
 say "a stranger is refused: $(head -n 1 /tmp/refused)"
+
+cd /tmp
+export TRACTD_KEY_PASSPHRASE='in the container only'
+tractctl registry init /srv/registry --keys /srv/keys >/dev/null
+tractctl pack /test/digits/2 -o /tmp/digits-2.tractd.tar.zst >/dev/null
+tractctl registry add /tmp/digits-2.tractd.tar.zst --registry /srv/registry --keys /srv/keys >/dev/null
+tractctl registry publish digits@2 --registry /srv/registry --keys /srv/keys >/dev/null
+(umask 077; tractctl device provision --root /srv/registry/metadata/1.root.json --registry /srv/registry >/dev/null)
+systemctl restart tractd.service
+for _ in $(seq 100); do runuser -u asker -- tractctl infer digits --image "$png" --json 2>/dev/null | grep -q '"signed":true' && break; sleep 0.1; done
+runuser -u asker -- tractctl infer digits --image "$png" --json >/tmp/answer
+grep -q '"signed":true' /tmp/answer && grep -q '"version":2' /tmp/answer
+say "provisioned: version 2, signed, pulled and proven under the unit's sandbox"
 
 systemctl restart tractd.service
 systemctl is-active --quiet tractd.service
@@ -41,7 +54,7 @@ dpkg -r tractd >/dev/null
 say "removed; its state stays"
 dpkg -P tractd >/dev/null 2>&1
 [ ! -e /var/lib/tractd ] && [ ! -e /run/tractd ] && [ ! -e /etc/tractd ]
-left=$(find / -xdev -name '*tractd*' -not -path '/proc/*' -not -path '/test*' -not -path '/etc/systemd/system/tractd-test.service' -not -path '/var/lib/dpkg/*' -not -path '/sys/*' 2>/dev/null || true)
+left=$(find / -xdev -name '*tractd*' -not -path '/proc/*' -not -path '/test*' -not -path '/srv/*' -not -path '/tmp/*' -not -path '/etc/systemd/system/tractd-test.service' -not -path '/var/lib/dpkg/*' -not -path '/sys/*' 2>/dev/null || true)
 [ -z "$left" ] || { echo "left behind: $left"; exit 1; }
 say "purged; nothing is left"
 trap - EXIT

@@ -1,5 +1,6 @@
 //! `tractctl device provision` and `device show`.
 
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
@@ -27,6 +28,8 @@ pub(crate) fn provision(args: &DeviceProvision) -> Result<(), Failure> {
     let what =
         Provisioned { root_json, registry: registry_url(&args.registry)?, node, group: args.group.clone() };
     tractd_update::provision(&state, &what)?;
+    hand_over(&state)
+        .with_context(|| format!("giving the files in {} to the folder's owner", state.display()))?;
     let line = if args.json {
         json!({
             "state": state, "registry": what.registry.as_str(), "node": what.node, "group": what.group,
@@ -42,6 +45,19 @@ pub(crate) fn provision(args: &DeviceProvision) -> Result<(), Failure> {
         )
     };
     Ok(out(&line)?)
+}
+
+/// Root provisions for a service that runs as a user of its own: what was written belongs to whom the folder belongs.
+fn hand_over(state: &Path) -> std::io::Result<()> {
+    let folder = std::fs::metadata(state)?;
+    for name in ["root.json", "device.toml"] {
+        let path = state.join(name);
+        let file = std::fs::metadata(&path)?;
+        if (file.uid(), file.gid()) != (folder.uid(), folder.gid()) {
+            chown(&path, Some(folder.uid()), Some(folder.gid()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Shows what a device was provisioned with.

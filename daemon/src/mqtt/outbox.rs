@@ -167,7 +167,8 @@ impl Outbox {
         self.entries.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.entries.len()
     }
 

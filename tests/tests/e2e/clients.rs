@@ -39,6 +39,36 @@ fn the_python_client_passes_its_tests_against_a_real_daemon() {
 }
 
 #[test]
+fn the_c_client_compiles_without_a_warning_and_is_answered_or_told_why_not() {
+    let home = Home::new();
+    home.put_model(&digits::dir(1), "digits", 1);
+    let _daemon = home.start();
+    let built = tempfile::tempdir().unwrap();
+    let ask = built.path().join("ask");
+    let said = run(Command::new("cc")
+        .args(["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "clients/c/ask.c", "-o"])
+        .arg(&ask)
+        .current_dir(root()));
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    let ask = |model: &str| {
+        run(Command::new(&ask)
+            .args([model, "models/digits/samples/7-0017.png"])
+            .current_dir(root())
+            .env("TRACTD_SOCKET", home.socket()))
+    };
+    let said = ask("digits");
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    assert!(said.out.starts_with("7 (class 7), 99.9 %, by digits 1 (a30cec...) in "), "{}", said.out);
+    let said = ask("birds");
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.err.starts_with("refused: no model birds here") && said.err.ends_with(" (404)\n"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
 fn a_picture_sent_by_mosquitto_pub_is_answered() {
     let mosquitto = mosquitto();
     let home = Home::new().with_broker(mosquitto.port, 5);
