@@ -24,6 +24,8 @@ pub(crate) enum Verb {
     Status(Ask),
     /// Pack a model folder into one deterministic bundle file
     Pack(Pack),
+    /// Show what runs a model's nodes: our int8 kernels, or tract, and why
+    Inspect(Inspect),
     /// Keep a signed registry of models (plain static files)
     #[command(subcommand)]
     Registry(Registry),
@@ -104,6 +106,21 @@ pub(crate) struct Pack {
     /// File or existing folder to write to [default: NAME-VERSION.tractd.tar.zst]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) output: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl inspect models/digits/1
+  tractctl inspect models/digits/1 --kernels avx2 --json | jq .outside")]
+pub(crate) struct Inspect {
+    /// Model folder, with a manifest or with a lone model.onnx in NAME/VERSION/
+    pub(crate) dir: PathBuf,
+    /// Pack for this tier instead of the best that this machine has
+    #[arg(long, value_name = "TIER")]
+    pub(crate) kernels: Option<tractd_engine::Tier>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

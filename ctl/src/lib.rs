@@ -2,8 +2,8 @@
 //! devices, developers ask for answers.
 //!
 //! The parts that talk to a daemon ([`socket`], [`mqtt`], [`exchange`], [`tensor`]) are a library, so that tests and
-//! the demo ask exactly as the tool does. It deliberately does not link the daemon; only its benchmarks run a
-//! model in this process.
+//! the demo ask exactly as the tool does. It deliberately does not link the daemon; only
+//! `inspect` and the benchmarks load a model in this process.
 
 mod args;
 pub mod at;

@@ -77,7 +77,7 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
         connections_max: config.socket.connections_max.get(),
     };
     log::info!(
-        node, workers = limits.workers, socket:% = place, state:% = state_dir.display();
+        node, workers = limits.workers, kernels = tractd_engine::Tier::detect().name(), socket:% = place, state:% = state_dir.display();
         "tractd {} starts", env!("CARGO_PKG_VERSION")
     );
 

@@ -89,7 +89,7 @@ pub(crate) struct Status {
     pid: u32,
     uptime_ms: u64,
     workers: usize,
-    /// Which kernels compute.
+    /// The tier of the int8 kernels; what they cannot take runs on tract.
     kernels: &'static str,
     memory: Memory,
     queue: Queue,
@@ -211,7 +211,7 @@ impl Observer {
             pid: std::process::id(),
             uptime_ms: u64::try_from(self.floor.uptime().as_millis()).unwrap_or(u64::MAX),
             workers: limits.workers,
-            kernels: "tract",
+            kernels: tractd_engine::Tier::detect().name(),
             memory: Memory {
                 rss_bytes: rss_bytes(),
                 models_bytes: stats.memory_bytes,

@@ -66,7 +66,8 @@ impl Proofs {
     /// Reads what an earlier daemon remembered; a file that is not ours or of another version counts as empty.
     pub(crate) fn open(state_dir: &Path, config: &config::Proof) -> Proofs {
         let file = state_dir.join("proofs.json");
-        let circumstances = format!("1 {} {} tract", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+        let (version, arch) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+        let circumstances = format!("1 {version} {arch} {}", tractd_engine::Tier::detect().name());
         let proofs =
             read(&file).filter(|known| known.circumstances == circumstances).map(|known| known.proofs);
         let known = Mutex::new(Known { circumstances, proofs: proofs.unwrap_or_default() });

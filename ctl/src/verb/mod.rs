@@ -3,6 +3,7 @@
 mod bench;
 mod device;
 mod infer;
+mod inspect;
 mod pack;
 mod registry;
 mod see;
@@ -35,6 +36,7 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Models(ask) => see::models(&ask),
         Verb::Status(ask) => see::status(&ask),
         Verb::Pack(args) => pack::pack(&args),
+        Verb::Inspect(args) => inspect::inspect(&args),
         Verb::Registry(Registry::Init(args)) => registry::init(&args),
         Verb::Registry(Registry::Add(args)) => registry::add(&args),
         Verb::Registry(Registry::Publish(args)) => registry::publish(&args),
