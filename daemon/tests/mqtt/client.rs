@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 /// What a publish carries beside its payload; all but `retain` exist in version 5 only.
 #[derive(Debug, Default, Clone)]
-pub struct Extras {
+pub(crate) struct Extras {
     pub retain: bool,
     pub response_topic: Option<String>,
     pub correlation: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Received {
+pub(crate) struct Received {
     pub topic: String,
     pub payload: Vec<u8>,
     pub correlation: Option<Vec<u8>>,
@@ -23,18 +23,18 @@ pub struct Received {
 }
 
 impl Received {
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.payload).unwrap_or_else(|error| {
             panic!("{error}: {}", String::from_utf8_lossy(&self.payload));
         })
     }
 
-    pub fn user(&self, key: &str) -> Option<&str> {
+    pub(crate) fn user(&self, key: &str) -> Option<&str> {
         self.user.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 }
 
-pub struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     version: u8,
     next_id: u16,
@@ -42,7 +42,7 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn connect(port: u16, version: u8, id: &str) -> Client {
+    pub(crate) fn connect(port: u16, version: u8, id: &str) -> Client {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut client = Client { stream, version, next_id: 1, received: VecDeque::new() };
@@ -58,7 +58,7 @@ impl Client {
     }
 
     /// Subscribes at QoS 1 and waits for the broker's word.
-    pub fn subscribe(&mut self, filter: &str) {
+    pub(crate) fn subscribe(&mut self, filter: &str) {
         let id = self.id();
         let mut body = id.to_be_bytes().to_vec();
         self.no_properties(&mut body);
@@ -69,7 +69,7 @@ impl Client {
     }
 
     /// Publishes at QoS 1 and waits until the broker has it.
-    pub fn publish(&mut self, topic: &str, payload: &[u8], extras: &Extras) {
+    pub(crate) fn publish(&mut self, topic: &str, payload: &[u8], extras: &Extras) {
         let id = self.id();
         let mut body = Vec::new();
         text(&mut body, topic.as_bytes());
@@ -93,7 +93,7 @@ impl Client {
     }
 
     /// The next publish within `wait`.
-    pub fn receive(&mut self, wait: Duration) -> Option<Received> {
+    pub(crate) fn receive(&mut self, wait: Duration) -> Option<Received> {
         let deadline = Instant::now() + wait;
         while self.received.is_empty() {
             self.take(deadline)?;

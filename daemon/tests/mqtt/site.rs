@@ -13,7 +13,7 @@ use crate::client::Client;
 /// Longest a daemon may take from its start to being ready on the broker: it tries its model first.
 const START: Duration = Duration::from_secs(60);
 
-pub struct Site {
+pub(crate) struct Site {
     pub dir: TempDir,
     pub port: u16,
     pub version: u8,
@@ -23,7 +23,7 @@ pub struct Site {
 
 impl Site {
     /// Nothing runs yet. `version` is the protocol the daemon speaks.
-    pub fn new(version: u8) -> Site {
+    pub(crate) fn new(version: u8) -> Site {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         copy(&digits(), &dir.path().join("models/digits"));
@@ -31,7 +31,7 @@ impl Site {
     }
 
     /// Broker and daemon run, and requests are answered.
-    pub fn ready(version: u8) -> (Site, String) {
+    pub(crate) fn ready(version: u8) -> (Site, String) {
         let mut site = Site::new(version);
         site.start_broker("");
         site.start_daemon("");
@@ -39,7 +39,7 @@ impl Site {
         (site, node)
     }
 
-    pub fn start_broker(&mut self, options: &str) {
+    pub(crate) fn start_broker(&mut self, options: &str) {
         let config = self.dir.path().join("mosquitto.conf");
         let port = self.port;
         let text =
@@ -57,11 +57,11 @@ impl Site {
         }
     }
 
-    pub fn stop_broker(&mut self) {
+    pub(crate) fn stop_broker(&mut self) {
         end(self.broker.take());
     }
 
-    pub fn start_daemon(&mut self, options: &str) {
+    pub(crate) fn start_daemon(&mut self, options: &str) {
         let dir = self.dir.path();
         let config = dir.join("tractd.toml");
         let (port, version) = (self.port, self.version);
@@ -78,22 +78,22 @@ impl Site {
     }
 
     /// Sends the daemon a signal, and waits for its end if that is what the signal is for.
-    pub fn end_daemon(&mut self, signal: &str) {
+    pub(crate) fn end_daemon(&mut self, signal: &str) {
         let mut child = self.daemon.take().unwrap();
         send(&child, signal);
         child.wait().unwrap();
     }
 
-    pub fn signal_broker(&self, signal: &str) {
+    pub(crate) fn signal_broker(&self, signal: &str) {
         send(self.broker.as_ref().unwrap(), signal);
     }
 
-    pub fn client(&self, id: &str) -> Client {
+    pub(crate) fn client(&self, id: &str) -> Client {
         Client::connect(self.port, self.version, id)
     }
 
     /// Waits until the daemon says on the broker that it and its model are ready; returns its node.
-    pub fn wait_ready(&self) -> String {
+    pub(crate) fn wait_ready(&self) -> String {
         let mut client = Client::connect(self.port, 4, "watch");
         client.subscribe("tractd/v1/+/model/digits/state");
         let deadline = Instant::now() + START;
@@ -105,7 +105,7 @@ impl Site {
         panic!("not ready:\n{}", self.log());
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("tractd.log")).unwrap_or_default()
     }
 }
@@ -118,7 +118,7 @@ impl Drop for Site {
 }
 
 /// The example model, version 1.
-pub fn digits() -> PathBuf {
+pub(crate) fn digits() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/digits/1")
 }
 

@@ -17,20 +17,20 @@ use tractd_wire::{
 };
 
 /// Longest anything here may take; a test that hangs fails instead.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The repository's example models.
-pub fn repository_models() -> PathBuf {
+pub(crate) fn repository_models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models")
 }
 
 /// A folder for one daemon: configuration, models, state, socket.
-pub struct Site {
+pub(crate) struct Site {
     pub dir: TempDir,
 }
 
 impl Site {
-    pub fn new() -> Site {
+    pub(crate) fn new() -> Site {
         let site = Site { dir: tempfile::tempdir().unwrap() };
         fs::create_dir(site.models()).unwrap();
         // The default would reach for a broker on this machine.
@@ -38,37 +38,37 @@ impl Site {
         site
     }
 
-    pub fn models(&self) -> PathBuf {
+    pub(crate) fn models(&self) -> PathBuf {
         self.dir.path().join("models")
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("run/tractd.sock")
     }
 
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.dir.path().join("tractd.toml")
     }
 
     /// Writes the configuration, MQTT switched off.
-    pub fn configure(&self, toml: &str) {
+    pub(crate) fn configure(&self, toml: &str) {
         fs::write(self.config(), format!("{toml}\n[mqtt]\nenabled = false\n")).unwrap();
     }
 
     /// Puts a bare model into the models folder.
-    pub fn add_model(&self, name: &str, version: u64, onnx: &[u8]) {
+    pub(crate) fn add_model(&self, name: &str, version: u64, onnx: &[u8]) {
         let dir = self.models().join(name).join(version.to_string());
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("model.onnx"), onnx).unwrap();
     }
 
     /// Copies one of the repository's models.
-    pub fn add_example(&self, name: &str, version: u64) {
+    pub(crate) fn add_example(&self, name: &str, version: u64) {
         let from = repository_models().join(name).join(version.to_string());
         copy(&from, &self.models().join(name).join(version.to_string()));
     }
 
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tractd"));
         command.arg("--config").arg(self.config()).arg("--state").arg(self.dir.path().join("state"));
         command.arg("--socket").arg(self.socket()).arg("--models").arg(self.models());
@@ -77,13 +77,13 @@ impl Site {
     }
 
     /// Starts the daemon and waits until the models found were tried.
-    pub fn start(&self) -> Daemon {
+    pub(crate) fn start(&self) -> Daemon {
         let daemon = self.spawn(self.command());
         daemon.wait_log("ready");
         daemon
     }
 
-    pub fn spawn(&self, mut command: Command) -> Daemon {
+    pub(crate) fn spawn(&self, mut command: Command) -> Daemon {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -111,38 +111,38 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A running daemon; killed when dropped.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     socket: PathBuf,
 }
 
 impl Daemon {
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
     }
 
     /// Waits until a line of the log contains `text`.
-    pub fn wait_log(&self, text: &str) {
+    pub(crate) fn wait_log(&self, text: &str) {
         self.wait_log_times(text, 1);
     }
 
-    pub fn wait_log_times(&self, text: &str, times: usize) {
+    pub(crate) fn wait_log_times(&self, text: &str, times: usize) {
         let found = || self.log().iter().filter(|line| line.contains(text)).count() >= times;
         wait_until(found, || format!("{text:?} in the log:\n{}", self.log().join("\n")));
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits for the end.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -153,18 +153,18 @@ impl Daemon {
         }
     }
 
-    pub fn connect(&self) -> Client {
+    pub(crate) fn connect(&self) -> Client {
         let stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Client { stream, id: 0 }
     }
 
-    pub fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         self.connect().query(What::Status)
     }
 
-    pub fn models(&self) -> serde_json::Value {
+    pub(crate) fn models(&self) -> serde_json::Value {
         self.connect().query(What::Models)
     }
 }
@@ -179,7 +179,7 @@ impl Drop for Daemon {
     }
 }
 
-pub fn wait_until(done: impl Fn() -> bool, what: impl Fn() -> String) {
+pub(crate) fn wait_until(done: impl Fn() -> bool, what: impl Fn() -> String) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < PATIENCE, "still waiting for {}", what());
@@ -188,14 +188,14 @@ pub fn wait_until(done: impl Fn() -> bool, what: impl Fn() -> String) {
 }
 
 /// A blocking client.
-pub struct Client {
+pub(crate) struct Client {
     pub stream: UnixStream,
     id: u64,
 }
 
 /// One reply, its parts owned.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reply {
+pub(crate) struct Reply {
     pub id: u64,
     pub status: Status,
     pub model: String,
@@ -209,7 +209,7 @@ pub struct Reply {
 }
 
 /// A request's parts.
-pub struct Ask<'a> {
+pub(crate) struct Ask<'a> {
     pub model: &'a str,
     pub deadline_ms: u32,
     pub tensors: Vec<(&'a str, DType, Vec<u32>)>,
@@ -218,21 +218,27 @@ pub struct Ask<'a> {
 
 impl<'a> Ask<'a> {
     /// One tensor.
-    pub fn tensor(model: &'a str, name: &'a str, dtype: DType, shape: &[u32], body: Vec<u8>) -> Ask<'a> {
+    pub(crate) fn tensor(
+        model: &'a str,
+        name: &'a str,
+        dtype: DType,
+        shape: &[u32],
+        body: Vec<u8>,
+    ) -> Ask<'a> {
         Ask { model, deadline_ms: 0, tensors: vec![(name, dtype, shape.to_vec())], body }
     }
 
     /// One picture.
-    pub fn media(model: &'a str, body: Vec<u8>) -> Ask<'a> {
+    pub(crate) fn media(model: &'a str, body: Vec<u8>) -> Ask<'a> {
         Ask { model, deadline_ms: 0, tensors: vec![], body }
     }
 
-    pub fn within(self, deadline_ms: u32) -> Ask<'a> {
+    pub(crate) fn within(self, deadline_ms: u32) -> Ask<'a> {
         Ask { deadline_ms, ..self }
     }
 
     /// The whole frame.
-    pub fn frame(&self, id: u64) -> Vec<u8> {
+    pub(crate) fn frame(&self, id: u64) -> Vec<u8> {
         let content = if self.tensors.is_empty() { Content::Media } else { Content::Tensors };
         let tensors = self.tensors.iter().map(|(name, dtype, shape)| TensorDesc {
             name,
@@ -259,25 +265,25 @@ impl<'a> Ask<'a> {
 
 impl Client {
     /// Sends a request and returns its id.
-    pub fn send(&mut self, ask: &Ask<'_>) -> u64 {
+    pub(crate) fn send(&mut self, ask: &Ask<'_>) -> u64 {
         self.id += 1;
         self.stream.write_all(&ask.frame(self.id)).unwrap();
         self.id
     }
 
     /// Sends a request and takes its reply.
-    pub fn ask(&mut self, ask: &Ask<'_>) -> Reply {
+    pub(crate) fn ask(&mut self, ask: &Ask<'_>) -> Reply {
         let id = self.send(ask);
         let reply = self.receive();
         assert_eq!(reply.id, id);
         reply
     }
 
-    pub fn receive(&mut self) -> Reply {
+    pub(crate) fn receive(&mut self) -> Reply {
         self.try_receive().unwrap()
     }
 
-    pub fn try_receive(&mut self) -> io::Result<Reply> {
+    pub(crate) fn try_receive(&mut self) -> io::Result<Reply> {
         let (header, head, body) = self.frame()?;
         assert_eq!(header.kind, Kind::Reply);
         let reply = wire::decode_reply(&head, header.body_len).unwrap();
@@ -295,7 +301,7 @@ impl Client {
         })
     }
 
-    pub fn frame(&mut self) -> io::Result<(Header, Vec<u8>, Vec<u8>)> {
+    pub(crate) fn frame(&mut self) -> io::Result<(Header, Vec<u8>, Vec<u8>)> {
         let mut header = [0; HEADER_LEN];
         self.stream.read_exact(&mut header)?;
         let header = Header::parse(&header).unwrap();
@@ -306,13 +312,13 @@ impl Client {
         Ok((header, head, body))
     }
 
-    pub fn query(&mut self, what: What) -> serde_json::Value {
+    pub(crate) fn query(&mut self, what: What) -> serde_json::Value {
         let (status, detail, json) = self.try_query(what);
         assert_eq!(status, Status::Ok, "{detail}");
         json
     }
 
-    pub fn try_query(&mut self, what: What) -> (Status, String, serde_json::Value) {
+    pub(crate) fn try_query(&mut self, what: What) -> (Status, String, serde_json::Value) {
         let mut frame = vec![0; FRAME_HEAD_MAX];
         let length = wire::encode_query(77, &Query { what }, &mut frame).unwrap();
         self.stream.write_all(&frame[..length]).unwrap();
@@ -325,12 +331,12 @@ impl Client {
     }
 
     /// Whether the daemon has closed its side after what was read.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0))
     }
 }
 
 /// Little-endian bytes of floats.
-pub fn floats(values: &[f32]) -> Vec<u8> {
+pub(crate) fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }

@@ -10,11 +10,11 @@ use tractd_wire::{DType, Status};
 /// Side of the slow model's matrix; 100 squarings take some ten to hundred milliseconds.
 const N: u64 = 320;
 
-pub fn slow(site: &Site) {
+pub(crate) fn slow(site: &Site) {
     site.add_model("slow", 1, &onnx::squares(N, 100));
 }
 
-pub fn slow_ask() -> Ask<'static> {
+pub(crate) fn slow_ask() -> Ask<'static> {
     Ask::tensor("slow", "x", DType::F32, &[N as u32, N as u32], floats(&vec![0.001; (N * N) as usize]))
 }
 

@@ -62,7 +62,7 @@ fn model(nodes: Vec<Message>, constants: Vec<Message>, input: Message, output: M
 }
 
 /// `x: f32[n, n]` → x to the power of `2^multiplications`, by squaring: `2 n³` floating-point operations each.
-pub fn squares(n: u64, multiplications: usize) -> Vec<u8> {
+pub(crate) fn squares(n: u64, multiplications: usize) -> Vec<u8> {
     let names: Vec<String> =
         (0..=multiplications).map(|i| if i == 0 { "x".into() } else { format!("y{i}") }).collect();
     let nodes = names.windows(2).map(|pair| node("MatMul", &[&pair[0], &pair[0]], &pair[1])).collect();
@@ -70,7 +70,7 @@ pub fn squares(n: u64, multiplications: usize) -> Vec<u8> {
 }
 
 /// `index: i64[1]` → `table[index]` of four floats; an index beyond them is the request's crime and the model's end.
-pub fn lookup() -> Vec<u8> {
+pub(crate) fn lookup() -> Vec<u8> {
     let table: Vec<u8> = [10_f32, 11., 12., 13.].iter().flat_map(|value| value.to_le_bytes()).collect();
     model(
         vec![node("Gather", &["table", "index"], "value")],
