@@ -35,7 +35,7 @@ pub(crate) enum Verb {
     /// Ask a daemon about updates
     #[command(subcommand)]
     Update(Update),
-    /// Measure a daemon, next to what it is compared with
+    /// Measure the engine, or a daemon next to what it is compared with
     #[command(subcommand)]
     Bench(Bench),
 }
@@ -327,10 +327,41 @@ pub(crate) enum Update {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
+    /// How fast a model runs in this process
+    Engine(BenchEngine),
     /// What the daemon's socket adds to a call within the process
     Serve(BenchServe),
     /// What the daemon adds to a bare echo through the same broker
     Mqtt(BenchMqtt),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tractctl bench engine models/digits/1
+  taskset -c 1 tractctl bench engine mobilenet.onnx --kernels avx2 --json | jq .median_us
+
+Timed is a session's run with tensors: its checks, the copy of the inputs in, the graph, the copy of the outputs out.
+Calls shorter than 20 µs are timed in groups, so that the clock does not count. load_ms is from opening the model's files
+to the first answer, without the start of the process; peak_rss_kb is the process's. One thread; pinning it is up to you.")]
+pub(crate) struct BenchEngine {
+    /// ONNX file, or a model folder
+    pub(crate) model: PathBuf,
+    /// Arrays by input name (.npz), or a lone input's (.npy) [default: the first golden input, else seeded noise
+    /// with 1 for each free dimension]
+    #[arg(long, value_name = "IN.npz")]
+    pub(crate) input: Option<PathBuf>,
+    /// Write the outputs there, by name
+    #[arg(long, value_name = "OUT.npz")]
+    pub(crate) output: Option<PathBuf>,
+    /// Pack for this tier instead of the best that this machine has
+    #[arg(long, value_name = "TIER")]
+    pub(crate) kernels: Option<tractd_engine::Tier>,
+    /// Timed samples [default: what a second holds, at least 20]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=10_000_000))]
+    pub(crate) runs: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ pub mod mqtt;
 pub mod socket;
 pub mod tensor;
 
+mod npz;
 mod passphrase;
 mod print;
 mod progress;

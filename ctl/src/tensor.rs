@@ -3,6 +3,9 @@
 use serde_json::Value;
 use tractd_wire::{DType, RANK_MAX};
 
+/// Bytes before a .npy file's header: magic, version, the header's length.
+const NPY_PREAMBLE: usize = 10;
+
 /// One named tensor: row-major, little-endian.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensor {
@@ -88,6 +91,33 @@ impl Tensor {
             return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, text).into());
         }
         Ok(Self { name: String::new(), dtype, shape, data: data.to_vec() })
+    }
+
+    /// The tensor as a .npy file.
+    pub fn to_npy(&self) -> Vec<u8> {
+        use std::fmt::Write;
+        let dtype = self.dtype;
+        let kind = match dtype {
+            DType::U8 | DType::U16 | DType::U32 | DType::U64 => 'u',
+            DType::I8 | DType::I16 | DType::I32 | DType::I64 => 'i',
+            DType::F16 | DType::F32 | DType::F64 => 'f',
+            DType::Bool => 'b',
+        };
+        let order = if dtype.size() == 1 { '|' } else { '<' };
+        // A tuple of one needs its comma, and any may have one.
+        let shape = self.shape.iter().fold(String::new(), |mut text, extent| {
+            let _ = write!(text, "{extent},");
+            text
+        });
+        let descr = format!("{order}{kind}{}", dtype.size());
+        let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({shape}), }}");
+        // The data begin on a multiple of 64; the header ends with a line break.
+        let padding =
+            (NPY_PREAMBLE + header.len() + 1).next_multiple_of(64) - NPY_PREAMBLE - 1 - header.len();
+        header.extend(std::iter::repeat_n(' ', padding));
+        header.push('\n');
+        let header_len = u16::try_from(header.len()).expect("eight extents and a type are below 64 KiB");
+        [b"\x93NUMPY\x01\x00".as_slice(), &header_len.to_le_bytes(), header.as_bytes(), &self.data].concat()
     }
 
     /// Reads nested JSON lists of numbers as a tensor of `dtype`.
@@ -248,6 +278,20 @@ mod tests {
         assert_eq!(tensor, Tensor { name: String::new(), dtype: DType::F32, shape: vec![1, 2], data });
         let scalar = Tensor::from_npy(&npy("|u1", false, "()", &[7])).unwrap();
         assert_eq!((scalar.shape, scalar.data), (vec![], vec![7]));
+    }
+
+    #[test]
+    fn npy_files_written_are_read() {
+        for dtype in [DType::U8, DType::I16, DType::F16, DType::F32, DType::I64, DType::Bool] {
+            for shape in [vec![], vec![2], vec![1, 2, 1]] {
+                let elements = shape.iter().product::<u32>() as usize;
+                let data = vec![1; elements * dtype.size()];
+                let tensor = Tensor { name: String::new(), dtype, shape, data };
+                let file = tensor.to_npy();
+                assert_eq!((file.len() - tensor.data.len()) % 64, 0);
+                assert_eq!(Tensor::from_npy(&file).unwrap(), tensor);
+            }
+        }
     }
 
     #[test]

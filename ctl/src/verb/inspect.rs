@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tractd_bundle::{Bundle, Limits};
-use tractd_engine::{NodeReport, Place, Plan, PlanOptions, Tier};
+use tractd_engine::{NodeReport, Place, Plan, PlanOptions};
 
 use super::Failure;
 use crate::args::Inspect;
@@ -10,15 +10,7 @@ use crate::print::{out, render, table};
 
 /// Loads the model as a daemon would and prints where each node went.
 pub(crate) fn inspect(args: &Inspect) -> Result<(), Failure> {
-    let tier = args.kernels.unwrap_or_else(Tier::detect);
-    if !tier.is_available() {
-        let here: Vec<_> = Tier::available().map(Tier::name).collect();
-        return Err(Failure::Usage(format!(
-            "--kernels {}: this machine has {}",
-            tier.name(),
-            here.join(", ")
-        )));
-    }
+    let tier = super::tier(args.kernels)?;
     let bundle = Bundle::open(&args.dir, &Limits::default())?;
     let plan = Plan::load(&bundle, &PlanOptions { tier, ..PlanOptions::default() })?;
     let report = plan.report();

@@ -8,6 +8,8 @@ mod pack;
 mod registry;
 mod see;
 
+use tractd_engine::Tier;
+
 use crate::args::{Device, Registry, Update, Verb};
 use crate::at::{At, default_at};
 use crate::socket::Socket;
@@ -62,4 +64,14 @@ fn connect(at: Option<&At>, prefix: &str) -> Result<Socket, Failure> {
             )))
         }
     }
+}
+
+/// The tier asked for, if this machine has it; else its best.
+fn tier(asked: Option<Tier>) -> Result<Tier, Failure> {
+    let tier = asked.unwrap_or_else(Tier::detect);
+    if tier.is_available() {
+        return Ok(tier);
+    }
+    let here: Vec<_> = Tier::available().map(Tier::name).collect();
+    Err(Failure::Usage(format!("--kernels {}: this machine has {}", tier.name(), here.join(", "))))
 }

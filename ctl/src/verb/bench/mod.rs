@@ -3,13 +3,14 @@
 //! What is compared is interleaved request by request, so that a noisy machine troubles both sides alike. Figures are
 //! medians and 99th percentiles; the ratio or difference is what to quote.
 
+mod engine;
 mod mqtt;
 mod serve;
 
 use std::time::Duration;
 
 use tractd_bundle::{Bundle, Limits};
-use tractd_engine as engine;
+use tractd_engine::{Input as EngineInput, Output, Plan, PlanOptions, Session, TensorView, Want};
 
 use super::Failure;
 use crate::args::{Bench, BenchSource};
@@ -22,6 +23,7 @@ const WARM_UP_RUNS: usize = 20;
 /// Runs the benchmark asked for.
 pub(crate) fn bench(verb: &Bench) -> Result<(), Failure> {
     match verb {
+        Bench::Engine(args) => engine::engine(args),
         Bench::Serve(args) => serve::serve(args),
         Bench::Mqtt(args) => mqtt::mqtt(args),
     }
@@ -91,28 +93,28 @@ fn golden_input(bundle: &Bundle) -> Result<Vec<Tensor>, Failure> {
 }
 
 /// A session on the bundle, in this process.
-struct InProcess(engine::Session);
+struct InProcess(Session);
 
 impl InProcess {
     fn load(bundle: &Bundle) -> Result<Self, Failure> {
-        let plan = engine::Plan::load(bundle, &engine::PlanOptions::default())?;
-        Ok(Self(engine::Session::new(std::sync::Arc::new(plan))?))
+        let plan = Plan::load(bundle, &PlanOptions::default())?;
+        Ok(Self(Session::new(std::sync::Arc::new(plan))?))
     }
 
-    fn run(&mut self, input: &Input) -> Result<engine::Output, Failure> {
+    fn run(&mut self, input: &Input) -> Result<Output, Failure> {
         let output = match input {
-            Input::Media(bytes) => self.0.run(engine::Input::Media(bytes), engine::Want::ALL),
+            Input::Media(bytes) => self.0.run(EngineInput::Media(bytes), Want::ALL),
             Input::Tensors(tensors) => {
                 let views: Vec<_> = tensors
                     .iter()
-                    .map(|tensor| engine::TensorView {
+                    .map(|tensor| TensorView {
                         name: &tensor.name,
                         dtype: tensor.dtype.name().parse().expect("read off the bundle"),
                         shape: &tensor.shape,
                         data: &tensor.data,
                     })
                     .collect();
-                self.0.run(engine::Input::Tensors(&views), engine::Want::ALL)
+                self.0.run(EngineInput::Tensors(&views), Want::ALL)
             }
         };
         Ok(output?)
