@@ -45,17 +45,8 @@ pub fn ask(
     deadline_ms: u32,
 ) -> Result<Vec<u8>> {
     // The name is in the request's topic and in the reply's: nobody else may be using it on this broker.
-    let client_id = format!("tractctl-{}-{:08x}", std::process::id(), unique());
-    let request = RequestTopic {
-        node: match road.node {
-            ANY_NODE => Node::Any,
-            name => Node::Named(Name::parse(name)?),
-        },
-        model: Selector::parse(model)?,
-        format,
-        client: Word::parse(&client_id)?,
-        id: None,
-    };
+    let client_id = client_id();
+    let request = request_to(road, model, format, &client_id)?;
     let prefix = Prefix::parse(road.prefix)?;
     let reply_topic = request.reply().under(prefix).to_string();
     let request_topic = Topic::Request(request).under(prefix).to_string();
@@ -141,7 +132,7 @@ pub struct Line<'a> {
 impl<'a> Line<'a> {
     /// Connects and listens to its own mailbox.
     pub fn open(road: &Road<'a>) -> Result<Self> {
-        let client_id = format!("tractctl-{}-{:08x}", std::process::id(), unique());
+        let client_id = client_id();
         let (client, connection) = Client::new(options(road, &client_id)?, 8);
         let mut line = Self { road: road.clone(), client_id, client, connection };
         let mailbox = line.mailbox();
@@ -151,12 +142,7 @@ impl<'a> Line<'a> {
 
     /// Where requests to `model` go on this line.
     pub fn request_topic(&self, model: &str, format: Format) -> Result<String> {
-        let node = match self.road.node {
-            ANY_NODE => Node::Any,
-            name => Node::Named(Name::parse(name)?),
-        };
-        let client = Word::parse(&self.client_id)?;
-        let request = RequestTopic { node, model: Selector::parse(model)?, format, client, id: None };
+        let request = request_to(&self.road, model, format, &self.client_id)?;
         Ok(Topic::Request(request).under(Prefix::parse(self.road.prefix)?).to_string())
     }
 
@@ -281,6 +267,30 @@ fn broker_error(error: ConnectionError) -> anyhow::Error {
         },
         other => anyhow::anyhow!("{other}"),
     }
+}
+
+/// A name that nobody else uses on the broker.
+fn client_id() -> String {
+    format!("tractctl-{}-{:08x}", std::process::id(), unique())
+}
+
+fn request_to<'a>(
+    road: &Road<'a>,
+    model: &'a str,
+    format: Format,
+    client_id: &'a str,
+) -> Result<RequestTopic<'a>> {
+    let node = match road.node {
+        ANY_NODE => Node::Any,
+        name => Node::Named(Name::parse(name)?),
+    };
+    Ok(RequestTopic {
+        node,
+        model: Selector::parse(model)?,
+        format,
+        client: Word::parse(client_id)?,
+        id: None,
+    })
 }
 
 /// Differs between calls within a process and, with the process id, between processes.
