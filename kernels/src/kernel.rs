@@ -54,6 +54,8 @@ pub(crate) fn kernels(tier: Tier) -> Option<&'static Kernels> {
         Tier::Avx512Vnni | Tier::AvxVnni | Tier::Avx2 | Tier::Sse41 => crate::x86::kernels(tier),
         #[cfg(target_arch = "aarch64")]
         Tier::NeonI8mm | Tier::NeonDot | Tier::Neon => crate::arm::kernels(tier),
+        #[cfg(target_arch = "arm")]
+        Tier::ArmV7Neon => crate::arm::kernels(tier),
         _ => None,
     }
 }

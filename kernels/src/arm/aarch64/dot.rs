@@ -4,13 +4,15 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::Sums;
-use super::conv::{Product, load_4, load_16};
+use super::tile::{self, Product, load_4, load_16};
+use crate::arm::conv::{Tile, Tiles};
 
 pub(super) struct Dot;
 
-impl Product for Dot {
+impl Tiles for Dot {
+    const LONG: usize = 16;
     const SHORT: usize = 4;
-    const PIXELS: usize = 6;
+    const PIXELS: usize = 5;
     const GRAIN: usize = 1;
     const SIGNED: bool = true;
     const LEAST: i16 = -128;
@@ -20,6 +22,14 @@ impl Product for Dot {
         k / 4 * 64 + c * 4 + k % 4
     }
 
+    #[inline(always)]
+    unsafe fn pixels<const M: usize>(tile: &Tile<'_>, reads: &[*const u8; M], writes: &[*mut u8; M]) {
+        // SAFETY: passed on.
+        unsafe { tile::pixels::<Dot, M>(tile, reads, writes) }
+    }
+}
+
+impl Product for Dot {
     #[inline(always)]
     unsafe fn long<const M: usize>(
         sums: &mut [Sums; M],

@@ -4,14 +4,15 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::Sums;
-use super::conv::Product;
+use super::tile::{self, Product};
+use crate::arm::conv::{Tile, Tiles};
 
 pub(super) struct I8mm;
 
-/// While they are summed, pixels `2p` and `2p + 1` share their eight vectors: each holds two channels of both.
-impl Product for I8mm {
+impl Tiles for I8mm {
+    const LONG: usize = 16;
     const SHORT: usize = 8;
-    const PIXELS: usize = 6;
+    const PIXELS: usize = 4;
     const GRAIN: usize = 2;
     const SIGNED: bool = false;
     const LEAST: i16 = -128;
@@ -21,6 +22,15 @@ impl Product for I8mm {
         k / 8 * 128 + c * 8 + k % 8
     }
 
+    #[inline(always)]
+    unsafe fn pixels<const M: usize>(tile: &Tile<'_>, reads: &[*const u8; M], writes: &[*mut u8; M]) {
+        // SAFETY: passed on.
+        unsafe { tile::pixels::<I8mm, M>(tile, reads, writes) }
+    }
+}
+
+/// While they are summed, pixels `2p` and `2p + 1` share their eight vectors: each holds two channels of both.
+impl Product for I8mm {
     #[inline(always)]
     fn start<const M: usize>(bias: Sums) -> [Sums; M] {
         let mut sums = [bias; M];

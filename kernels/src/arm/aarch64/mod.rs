@@ -1,24 +1,21 @@
-//! AArch64 tiers: one set of kernels, generic over how bytes are multiplied ([`conv::Product`]).
+//! AArch64 tiers: one set of kernels, generic over how bytes are multiplied ([`tile::Product`]).
 //!
 //! NEON is part of every AArch64, so its intrinsics need no detection. The dot products and the matrix extension are inline
 //! assembly, as their intrinsics are not stable; their tables are handed out only where they were detected.
-//!
-//! # Safety of this module
-//! Lowered steps hold views that lie in the arena with [`crate::layout::SLACK`] readable bytes behind the last; stores keep to a
-//! pixel's stride, which is a multiple of 16 bytes, or the channels where these are at most four.
 
-mod conv;
-mod depthwise;
+pub(super) mod depthwise;
 mod dot;
-mod external;
+pub(super) mod external;
 mod i8mm;
 mod neon;
 mod pool;
-mod rows;
+pub(super) mod rows;
+mod tile;
 
 use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
+use super::{CHANNELS, conv};
 use crate::Tier;
 use crate::kernel::Kernels;
 use crate::portable;
@@ -38,23 +35,20 @@ pub(crate) fn kernels(tier: Tier) -> Option<&'static Kernels> {
     }
 }
 
-const fn table<P: conv::Product>() -> Kernels {
+const fn table<T: conv::Tiles>() -> Kernels {
     Kernels {
-        conv: conv::pack::<P>,
-        depthwise: depthwise::pack,
+        conv: conv::pack::<T>,
+        depthwise: super::depthwise::pack,
         max_pool: pool::max_pool,
         average_pool: pool::average_pool,
-        add: rows::add,
+        add: super::rows::add,
         mul: rows::mul,
-        table: rows::table,
-        quantize: external::quantize,
+        table: super::rows::table,
+        quantize: super::external::quantize,
         dequantize: external::dequantize,
         ..portable::KERNELS
     }
 }
-
-/// Channels that kernels compute together: a vector of bytes.
-const CHANNELS: usize = 16;
 
 /// Sums of [`CHANNELS`] channels.
 type Sums = [int32x4_t; 4];

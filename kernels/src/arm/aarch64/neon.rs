@@ -3,13 +3,15 @@
 use std::arch::aarch64::*;
 
 use super::Sums;
-use super::conv::{Product, load_4, load_16};
+use super::tile::{self, Product, load_4, load_16};
+use crate::arm::conv::{Tile, Tiles};
 
 pub(super) struct Neon;
 
-impl Product for Neon {
+impl Tiles for Neon {
+    const LONG: usize = 16;
     const SHORT: usize = 4;
-    const PIXELS: usize = 4;
+    const PIXELS: usize = 3;
     const GRAIN: usize = 1;
     const SIGNED: bool = true;
     const LEAST: i16 = -127;
@@ -19,6 +21,14 @@ impl Product for Neon {
         k / 4 * 64 + k % 4 / 2 * 32 + c * 2 + k % 2
     }
 
+    #[inline(always)]
+    unsafe fn pixels<const M: usize>(tile: &Tile<'_>, reads: &[*const u8; M], writes: &[*mut u8; M]) {
+        // SAFETY: passed on.
+        unsafe { tile::pixels::<Neon, M>(tile, reads, writes) }
+    }
+}
+
+impl Product for Neon {
     #[inline(always)]
     unsafe fn long<const M: usize>(
         sums: &mut [Sums; M],

@@ -4,61 +4,14 @@ use std::arch::aarch64::*;
 use std::ops::Range;
 
 use super::{Bounds, floats, rounded};
+use crate::arm::rows::{Packed, each_run, packs};
 use crate::kernel::{Kernel, Memory, Run};
-use crate::layout::View;
 use crate::portable;
-use crate::step::{Add, Mul, Sum, Table};
-
-struct Packed<T>(T);
-
-/// Views narrower than their pixels have gaps that stores must not fill.
-fn packs(view: &View) -> bool {
-    view.pixel >= 16 || view.pixel == view.channels
-}
-
-/// Whether an operand is one pixel that repeats over a larger output.
-fn repeats(operand: &View, output: &View) -> bool {
-    (operand.height, operand.width) != (output.height, output.width)
-}
-
-/// Visits the runs of bytes of these rows: where they start in `a`, in `b`, of which a single pixel repeats, and in the
-/// output, and how many they are.
-fn each_run([a, b, output]: [&View; 3], rows: Range<usize>, mut visit: impl FnMut([usize; 3], usize)) {
-    for y in rows {
-        if repeats(b, output) {
-            for x in 0..output.width {
-                visit([a.offset(y, x), b.origin, output.offset(y, x)], output.pixel);
-            }
-        } else {
-            let starts = [a.offset(y, 0), b.offset(y, 0), output.offset(y, 0)];
-            visit(starts, output.width * output.pixel);
-        }
-    }
-}
-
-pub(super) fn add(step: Add) -> Kernel {
-    if packs(&step.output) { Box::new(Packed(step)) } else { portable::packed(step) }
-}
-
-impl Run for Packed<Add> {
-    fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        let Add { a, b, sum, output } = &self.0;
-        add_rows(memory.arena, [a, b, output], sum, rows);
-    }
-}
-
-/// `output = a + b`; `a` may be the output.
-pub(super) fn add_rows(arena: &mut [u8], views: [&View; 3], sum: &Sum, rows: Range<usize>) {
-    let arena = arena.as_mut_ptr();
-    each_run(views, rows, |[a, b, to], bytes| {
-        // SAFETY: the module's contract: each run lies in its view.
-        unsafe { add_bytes(arena.add(a), arena.add(b), arena.add(to), bytes, sum) };
-    });
-}
+use crate::step::{Mul, Sum};
 
 /// # Safety
 /// `bytes` are readable at `a` and `b`, and writable at `to`, which may be `a`.
-unsafe fn add_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: usize, sum: &Sum) {
+pub(in crate::arm) unsafe fn add_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: usize, sum: &Sum) {
     // SAFETY: the caller's contract.
     unsafe {
         let (ma, mb, k) = (vdupq_n_f32(sum.a), vdupq_n_f32(sum.b), vdupq_n_f32(sum.k));
@@ -127,38 +80,9 @@ unsafe fn mul_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: usize, step:
     }
 }
 
-pub(super) fn table(step: Table) -> Kernel {
-    if packs(&step.output) { Box::new(Packed(step)) } else { portable::packed(step) }
-}
-
-impl Run for Packed<Table> {
-    fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        let Table { input, table, output } = &self.0;
-        table_rows(memory.arena, [input, output], table, rows);
-    }
-
-    fn bytes(&self) -> usize {
-        256
-    }
-}
-
-/// `output = table[input]`; the two may be one.
-pub(super) fn table_rows(
-    arena: &mut [u8],
-    [input, output]: [&View; 2],
-    table: &[u8; 256],
-    rows: Range<usize>,
-) {
-    let arena = arena.as_mut_ptr();
-    each_run([input, input, output], rows, |[from, _, to], bytes| {
-        // SAFETY: the module's contract: each run lies in its view.
-        unsafe { look_up(arena.add(from), arena.add(to), bytes, table) };
-    });
-}
-
 /// # Safety
 /// `bytes` are readable at `from` and writable at `to`, which may be the same.
-unsafe fn look_up(from: *const u8, to: *mut u8, bytes: usize, table: &[u8; 256]) {
+pub(in crate::arm) unsafe fn look_up(from: *const u8, to: *mut u8, bytes: usize, table: &[u8; 256]) {
     // SAFETY: the caller's contract; four times 64 bytes of 256.
     unsafe {
         let quarter = |n: usize| {

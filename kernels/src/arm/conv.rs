@@ -1,28 +1,31 @@
 //! Dense and grouped convolution: tiles of a few pixels × 16 channels.
 
-use std::arch::aarch64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Bounds, CHANNELS, Sums, load_factors, load_sums, rows, store_16};
+use super::CHANNELS;
+use super::rows;
 use crate::arena::Aligned;
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::pack::tiles;
 use crate::step::{Conv, Requant, Residual};
 
-/// Input bytes of one pixel that a long chunk multiplies.
-pub(super) const LONG: usize = 16;
 /// Weights that stay in L1 while all of a band's pixels pass.
 const L1_WEIGHTS: usize = 16 << 10;
 /// Pixels, at least, of the rows between which all blocks of channels are computed when the weights stay in L1.
 const BAND: usize = 64;
 
-/// How a tier multiplies activations by the weights of 16 channels.
-pub(super) trait Product: 'static {
-    /// Input bytes of one pixel that a short chunk multiplies, where a long one would mostly multiply with zeros.
+/// Most input bytes of a chunk, whatever the tier.
+const LONG_MAX: usize = 16;
+
+/// How a tier computes tiles.
+pub(super) trait Tiles: 'static {
+    /// Input bytes of one pixel that a long chunk multiplies.
+    const LONG: usize;
+    /// Input bytes of a short chunk, where a long one would mostly multiply with zeros.
     const SHORT: usize;
-    /// Most pixels of a tile.
+    /// Most pixels of a tile: as many as stay in registers.
     const PIXELS: usize;
     /// Tiles have a multiple of this many pixels.
     const GRAIN: usize;
@@ -34,42 +37,15 @@ pub(super) trait Product: 'static {
     /// Where the weight of channel `c` for input byte `k` lies in a chunk of `16 * bytes` weights.
     fn place(c: usize, k: usize) -> usize;
 
-    /// What sums start from.
-    #[inline(always)]
-    fn start<const M: usize>(bias: Sums) -> [Sums; M] {
-        [bias; M]
-    }
-
-    /// Adds the products of a long chunk.
+    /// Computes a tile.
     ///
     /// # Safety
-    /// The tier was detected; [`LONG`] bytes are readable at `offset` from each pixel, and 16 times as many weights.
-    unsafe fn long<const M: usize>(
-        sums: &mut [Sums; M],
-        reads: &[*const u8; M],
-        offset: usize,
-        weights: *const i8,
-    );
-
-    /// Adds the products of a short chunk.
-    ///
-    /// # Safety
-    /// As for [`Product::long`], with [`Product::SHORT`] bytes.
-    unsafe fn short<const M: usize>(
-        sums: &mut [Sums; M],
-        reads: &[*const u8; M],
-        offset: usize,
-        weights: *const i8,
-    );
-
-    /// Sums in the order of pixels and channels.
-    #[inline(always)]
-    fn finish<const M: usize>(sums: [Sums; M]) -> [Sums; M] {
-        sums
-    }
+    /// The tier was detected; the tile's weights cover its chunks; each pointer is a window's, or that of `stored` writable
+    /// bytes.
+    unsafe fn pixels<const M: usize>(tile: &Tile<'_>, reads: &[*const u8; M], writes: &[*mut u8; M]);
 }
 
-struct Packed<P> {
+struct Packed<T> {
     blocks: Vec<Block>,
     /// Offset of each chunk from a window's first byte, in the order of the weights.
     offsets: Vec<u32>,
@@ -82,24 +58,25 @@ struct Packed<P> {
     residual: Option<Residual>,
     table: Option<Box<[u8; 256]>>,
     output: View,
-    product: PhantomData<fn() -> P>,
+    tier: PhantomData<fn() -> T>,
 }
 
-/// 16 output channels. The weights of its long chunks come first.
+/// 16 output channels.
 struct Block {
     channel: usize,
-    long: Range<usize>,
-    short: Range<usize>,
+    offsets: Range<usize>,
+    /// How many chunks are long. They come first.
+    long: usize,
     weights: usize,
 }
 
-pub(super) fn pack<P: Product>(conv: Conv) -> Kernel {
+pub(super) fn pack<T: Tiles>(conv: Conv) -> Kernel {
     let outputs = conv.bias.len();
-    let mut packed = Packed::<P> {
+    let mut packed = Packed::<T> {
         blocks: vec![],
         offsets: vec![],
         weights: Aligned::zeroed(0),
-        bias: biases::<P>(&conv),
+        bias: biases::<T>(&conv),
         multipliers: conv.multipliers.clone(),
         base: conv.base,
         step: conv.step,
@@ -107,7 +84,7 @@ pub(super) fn pack<P: Product>(conv: Conv) -> Kernel {
         residual: None,
         table: None,
         output: conv.output,
-        product: PhantomData,
+        tier: PhantomData,
     };
     packed.bias.resize(outputs.next_multiple_of(CHANNELS), 0);
     packed.multipliers.resize(outputs.next_multiple_of(CHANNELS), 0.0);
@@ -123,10 +100,10 @@ pub(super) fn pack<P: Product>(conv: Conv) -> Kernel {
 }
 
 /// Only whole sums are known to fit i32: a part of one may wrap, and wraps back.
-fn biases<P: Product>(conv: &Conv) -> Vec<i32> {
+fn biases<T: Tiles>(conv: &Conv) -> Vec<i32> {
     let rows = conv.weights.chunks_exact(conv.taps.len() * conv.depth);
     let sums = rows.map(|row| row.iter().map(|&w| i32::from(w)).fold(0, i32::wrapping_add));
-    let shift = if P::SIGNED { 128 } else { 0 };
+    let shift = if T::SIGNED { 128 } else { 0 };
     conv.bias.iter().zip(sums).map(|(bias, sum)| bias.wrapping_add(sum.wrapping_mul(shift))).collect()
 }
 
@@ -139,14 +116,14 @@ struct Chunks {
 
 impl Chunks {
     /// Adds a chunk as often as its weights need to add up from what one multiplication takes: never where all are zero.
-    fn push<P: Product>(&mut self, offset: usize, mut left: [[i16; LONG]; CHANNELS], bytes: usize) {
-        while left != [[0; LONG]; CHANNELS] {
+    fn push<T: Tiles>(&mut self, offset: usize, mut left: [[i16; LONG_MAX]; CHANNELS], bytes: usize) {
+        while left != [[0; LONG_MAX]; CHANNELS] {
             let start = self.weights.len();
             self.weights.resize(start + CHANNELS * bytes, 0);
             for (c, row) in left.iter_mut().enumerate() {
                 for (k, w) in row[..bytes].iter_mut().enumerate() {
-                    let part = (*w).clamp(P::LEAST, 127);
-                    self.weights[start + P::place(c, k)] = part as i8 as u8;
+                    let part = (*w).clamp(T::LEAST, 127);
+                    self.weights[start + T::place(c, k)] = part as i8 as u8;
                     *w -= part;
                 }
             }
@@ -155,7 +132,7 @@ impl Chunks {
     }
 }
 
-impl<P: Product> Packed<P> {
+impl<T: Tiles> Packed<T> {
     /// Packs the block that starts at an output channel.
     fn block(&mut self, conv: &Conv, channel: usize, bytes: &mut Vec<u8>) {
         let outputs = conv.bias.len();
@@ -168,26 +145,25 @@ impl<P: Product> Packed<P> {
         for (tap, &offset) in conv.taps.iter().enumerate() {
             let mut k = 0;
             while k < depth {
-                let bytes = if depth - k > LONG - P::SHORT { LONG } else { P::SHORT };
-                let mut weights = [[0; LONG]; CHANNELS];
+                let bytes = if depth - k > T::LONG - T::SHORT { T::LONG } else { T::SHORT };
+                let mut weights = [[0; LONG_MAX]; CHANNELS];
                 for (c, to) in weights.iter_mut().enumerate().take(channels) {
                     let row =
                         &conv.weights[((channel + c) * conv.taps.len() + tap) * conv.depth..][..conv.depth];
                     copy_from(to, row, k as isize - (group(c) * conv.depth - first) as isize, bytes);
                 }
-                let chunks = if bytes == LONG { &mut long } else { &mut short };
-                chunks.push::<P>(offset + first + k, weights, bytes);
+                let chunks = if bytes == T::LONG { &mut long } else { &mut short };
+                chunks.push::<T>(offset + first + k, weights, bytes);
                 k += bytes;
             }
         }
         let start = self.offsets.len();
-        let middle = start + long.offsets.len();
-        let weights = bytes.len();
+        let (weights, count) = (bytes.len(), long.offsets.len());
         for chunks in [long, short] {
             self.offsets.extend(chunks.offsets);
             bytes.extend(chunks.weights);
         }
-        self.blocks.push(Block { channel, long: start..middle, short: middle..self.offsets.len(), weights });
+        self.blocks.push(Block { channel, offsets: start..self.offsets.len(), long: count, weights });
     }
 
     /// All channels of these rows.
@@ -199,15 +175,15 @@ impl<P: Product> Packed<P> {
             (self.output.row - width * step[1]) as isize,
         ];
         let pixels = rows.len() * width;
-        let (count, least, larger) = tiles(pixels.div_ceil(P::GRAIN), P::PIXELS / P::GRAIN);
+        let (count, least, larger) = tiles(pixels.div_ceil(T::GRAIN), T::PIXELS / T::GRAIN);
         for block in &self.blocks {
             let tile = Tile {
-                long: &self.offsets[block.long.clone()],
-                short: &self.offsets[block.short.clone()],
+                offsets: &self.offsets[block.offsets.clone()],
+                long: block.long,
                 weights: self.weights.bytes()[block.weights..].as_ptr().cast(),
                 bias: self.bias[block.channel..].as_ptr(),
                 multipliers: self.multipliers[block.channel..].as_ptr(),
-                bounds: Bounds::new(&self.requant),
+                requant: &self.requant,
                 stored: (self.output.pixel - block.channel).min(CHANNELS),
                 width,
                 step,
@@ -219,15 +195,15 @@ impl<P: Product> Packed<P> {
                 let read = arena.add(self.base + rows.start * self.step[0]).cast_const();
                 let write = arena.add(self.output.offset(rows.start, 0) + block.channel);
                 let mut cursor = Cursor { left: pixels, x: 0, read, write };
-                run_tiles::<P>(&tile, &mut cursor, (least + 1) * P::GRAIN, larger);
-                run_tiles::<P>(&tile, &mut cursor, least * P::GRAIN, count - larger);
+                run_tiles::<T>(&tile, &mut cursor, (least + 1) * T::GRAIN, larger);
+                run_tiles::<T>(&tile, &mut cursor, least * T::GRAIN, count - larger);
             }
         }
     }
 }
 
 /// Copies the weights of input channels `from..from + bytes`, of which some may lie outside of the row.
-fn copy_from(to: &mut [i16; LONG], row: &[i16], from: isize, bytes: usize) {
+fn copy_from(to: &mut [i16; LONG_MAX], row: &[i16], from: isize, bytes: usize) {
     let (start, skipped) = (from.max(0) as usize, (-from).max(0) as usize);
     if skipped < bytes && start < row.len() {
         let count = (bytes - skipped).min(row.len() - start);
@@ -235,7 +211,7 @@ fn copy_from(to: &mut [i16; LONG], row: &[i16], from: isize, bytes: usize) {
     }
 }
 
-impl<P: Product> Run for Packed<P> {
+impl<T: Tiles> Run for Packed<T> {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
         let near = self.weights.bytes().len() <= L1_WEIGHTS;
         let band = if near { BAND.div_ceil(self.output.width) } else { rows.len() };
@@ -258,15 +234,17 @@ impl<P: Product> Run for Packed<P> {
 }
 
 /// What the tiles of one block share.
-struct Tile<'a> {
-    long: &'a [u32],
-    short: &'a [u32],
-    weights: *const i8,
-    bias: *const i32,
-    multipliers: *const f32,
-    bounds: Bounds,
+pub(super) struct Tile<'a> {
+    /// Of chunks, from a window's first byte.
+    pub(super) offsets: &'a [u32],
+    /// How many chunks are long. They come first.
+    pub(super) long: usize,
+    pub(super) weights: *const i8,
+    pub(super) bias: *const i32,
+    pub(super) multipliers: *const f32,
+    pub(super) requant: &'a Requant,
     /// Bytes written per pixel.
-    stored: usize,
+    pub(super) stored: usize,
     /// Pixels of a row.
     width: usize,
     /// Bytes to the next pixel, read and written.
@@ -307,19 +285,18 @@ impl Cursor {
 ///
 /// # Safety
 /// The tier was detected; the tile's weights cover its chunks; the cursor's pixels are windows and outputs.
-unsafe fn run_tiles<P: Product>(tile: &Tile<'_>, cursor: &mut Cursor, pixels: usize, count: usize) {
+unsafe fn run_tiles<T: Tiles>(tile: &Tile<'_>, cursor: &mut Cursor, pixels: usize, count: usize) {
     if count == 0 {
         return;
     }
     // SAFETY: passed on.
     unsafe {
         match pixels {
-            1 => tiles_of::<P, 1>(tile, cursor, count),
-            2 => tiles_of::<P, 2>(tile, cursor, count),
-            3 => tiles_of::<P, 3>(tile, cursor, count),
-            4 => tiles_of::<P, 4>(tile, cursor, count),
-            5 => tiles_of::<P, 5>(tile, cursor, count),
-            6 => tiles_of::<P, 6>(tile, cursor, count),
+            1 => tiles_of::<T, 1>(tile, cursor, count),
+            2 => tiles_of::<T, 2>(tile, cursor, count),
+            3 => tiles_of::<T, 3>(tile, cursor, count),
+            4 => tiles_of::<T, 4>(tile, cursor, count),
+            5 => tiles_of::<T, 5>(tile, cursor, count),
             _ => unreachable!("no tier's tiles have more pixels"),
         }
     }
@@ -328,7 +305,7 @@ unsafe fn run_tiles<P: Product>(tile: &Tile<'_>, cursor: &mut Cursor, pixels: us
 /// # Safety
 /// As for [`run_tiles`].
 #[inline(never)]
-unsafe fn tiles_of<P: Product, const M: usize>(tile: &Tile<'_>, cursor: &mut Cursor, count: usize) {
+unsafe fn tiles_of<T: Tiles, const M: usize>(tile: &Tile<'_>, cursor: &mut Cursor, count: usize) {
     for _ in 0..count {
         let mut reads = [cursor.read; M];
         let mut writes = [cursor.write; M];
@@ -337,57 +314,6 @@ unsafe fn tiles_of<P: Product, const M: usize>(tile: &Tile<'_>, cursor: &mut Cur
             cursor.advance(tile);
         }
         // SAFETY: passed on; the pointers are those of M pixels.
-        unsafe { pixels::<P, M>(tile, &reads, &writes) };
+        unsafe { T::pixels(tile, &reads, &writes) };
     }
-}
-
-/// # Safety
-/// As for [`run_tiles`]; each pointer a window, or `stored` writable bytes.
-#[inline(always)]
-unsafe fn pixels<P: Product, const M: usize>(tile: &Tile<'_>, reads: &[*const u8; M], writes: &[*mut u8; M]) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut sums: [Sums; M] = P::start(load_sums(tile.bias));
-        let mut weights = tile.weights;
-        for &offset in tile.long {
-            P::long(&mut sums, reads, offset as usize, weights);
-            weights = weights.add(CHANNELS * LONG);
-        }
-        for &offset in tile.short {
-            P::short(&mut sums, reads, offset as usize, weights);
-            weights = weights.add(CHANNELS * P::SHORT);
-        }
-        let sums = P::finish(sums);
-        let multipliers = load_factors(tile.multipliers);
-        for m in 0..M {
-            store_16(writes[m], tile.stored, tile.bounds.requantize(sums[m], multipliers));
-        }
-    }
-}
-
-/// The same four bytes, less 128 where a tier reads them so, four times.
-///
-/// # Safety
-/// Four bytes are readable.
-#[inline(always)]
-pub(super) unsafe fn load_4<P: Product>(from: *const u8) -> int8x16_t {
-    // SAFETY: the caller's contract.
-    let bytes = unsafe { vreinterpretq_u8_u32(vdupq_n_u32(from.cast::<u32>().read_unaligned())) };
-    signed::<P>(bytes)
-}
-
-/// Sixteen bytes, less 128 where a tier reads them so.
-///
-/// # Safety
-/// Sixteen bytes are readable.
-#[inline(always)]
-pub(super) unsafe fn load_16<P: Product>(from: *const u8) -> int8x16_t {
-    // SAFETY: the caller's contract.
-    signed::<P>(unsafe { vld1q_u8(from) })
-}
-
-#[inline(always)]
-fn signed<P: Product>(bytes: uint8x16_t) -> int8x16_t {
-    // SAFETY: NEON is there.
-    unsafe { vreinterpretq_s8_u8(if P::SIGNED { veorq_u8(bytes, vdupq_n_u8(0x80)) } else { bytes }) }
 }
