@@ -267,6 +267,17 @@ pub struct AveragePoolSpec {
     pub divisor: Divisor,
     /// Input scale / output scale.
     pub multiplier: f32,
+    /// Which way halves go.
+    pub rounding: Rounding,
+}
+
+/// On which side of the rounding to even the zero point is added: with an odd one, halves go another way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// `round(value) + zero point`, as ONNX defines quantisation and ONNX Runtime averages globally.
+    Before,
+    /// `round(value + zero point)`, as ONNX Runtime averages windows and multiplies.
+    After,
 }
 
 /// What an average is divided by.
