@@ -21,6 +21,8 @@
 //! It reads no files, knows no ONNX and spawns no threads. It is the only crate with `unsafe` (the C ABI aside).
 
 mod arena;
+#[cfg(feature = "serde")]
+mod bytes;
 mod error;
 mod kernel;
 mod layout;
