@@ -214,13 +214,14 @@ impl Lower<'_> {
             }
             StepSpec::AveragePool(s) => {
                 let (input, output) = self.pooled(s.input, s.output, &s.window)?;
-                let requant = requant(output.zero_point, Clamp::default())?;
+                let (shift, requant) = shifted(s.rounding, output.zero_point, Clamp::default())?;
                 let multiplier = factor(s.multiplier)?;
                 let pool = step::AveragePool {
                     input,
                     window: s.window,
                     divisor: s.divisor,
                     multiplier,
+                    shift,
                     requant,
                     output,
                 };
@@ -235,8 +236,9 @@ impl Lower<'_> {
             }
             StepSpec::Mul(s) => {
                 let (a, b, output) = self.operands(s.a, s.b, s.output)?;
-                let (multiplier, requant) = (factor(s.multiplier)?, requant(output.zero_point, s.clamp)?);
-                ("mul", (kernels.mul)(step::Mul { a, b, multiplier, requant, output }), output.height, 0)
+                let (shift, requant) = shifted(Rounding::After, output.zero_point, s.clamp)?;
+                let mul = step::Mul { a, b, multiplier: factor(s.multiplier)?, shift, requant, output };
+                ("mul", (kernels.mul)(mul), output.height, 0)
             }
             StepSpec::Table(s) => {
                 let (input, output) = (self.views[s.input.0], self.views[s.output.0]);
@@ -531,6 +533,15 @@ fn check_clamp(clamp: Clamp) -> Result<Clamp, Reason> {
 
 fn requant(zero_point: u8, clamp: Clamp) -> Result<Requant, Reason> {
     check_clamp(clamp).map(|clamp| Requant { zero_point, clamp })
+}
+
+/// What is added before rounding, and what happens afterwards.
+fn shifted(rounding: Rounding, zero_point: u8, clamp: Clamp) -> Result<(f32, Requant), Reason> {
+    let (before, after) = match rounding {
+        Rounding::Before => (0, zero_point),
+        Rounding::After => (zero_point, 0),
+    };
+    Ok((f32::from(before), requant(after, clamp)?))
 }
 
 fn same_shape(a: &View, b: &View) -> Result<(), Reason> {

@@ -38,9 +38,10 @@ fn check(
             let seed = seed.parse().expect("TRACTD_SEED is a number");
             seed..seed + 1
         }
-        Err(_) => 0..std::env::var("TRACTD_CASES").map_or(count, |cases| {
-            count.min(cases.parse().expect("TRACTD_CASES is a number"))
-        }),
+        Err(_) => {
+            0..std::env::var("TRACTD_CASES")
+                .map_or(count, |cases| count.min(cases.parse().expect("TRACTD_CASES is a number")))
+        }
     };
     for seed in seeds {
         let case = make(&mut Rng::new(seed));

@@ -90,7 +90,9 @@ impl Rounding {
 struct AddFactors {
     a: f32,
     b: f32,
-    k: f32,
+    a_zero: f32,
+    b_zero: f32,
+    zero: f32,
     low: f32,
     high: f32,
 }

@@ -205,6 +205,8 @@ tractd_v7_add:
     vpush {d8-d15}
     vld1.32 {d2[], d3[]}, [r12]!
     vld1.32 {d4[], d5[]}, [r12]!
+    vld1.32 {d12[], d13[]}, [r12]!
+    vld1.32 {d28[], d29[]}, [r12]!
     vld1.32 {d6[], d7[]}, [r12]!
     vld1.32 {d8[], d9[]}, [r12]!
     vld1.32 {d10[], d11[]}, [r12]
@@ -224,6 +226,10 @@ tractd_v7_add:
     vcvt.f32.u32 q11, q11
     vcvt.f32.u32 q12, q12
     vcvt.f32.u32 q13, q13
+    vsub.f32 q10, q10, q6
+    vsub.f32 q11, q11, q6
+    vsub.f32 q12, q12, q14
+    vsub.f32 q13, q13, q14
     vmul.f32 q10, q10, q1
     vmul.f32 q11, q11, q1
     vmul.f32 q12, q12, q2

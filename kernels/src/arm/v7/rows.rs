@@ -9,7 +9,9 @@ pub(in crate::arm) unsafe fn add_bytes(a: *const u8, b: *const u8, to: *mut u8, 
     let factors = AddFactors {
         a: sum.a,
         b: sum.b,
-        k: sum.k,
+        a_zero: sum.a_zero,
+        b_zero: sum.b_zero,
+        zero: sum.zero,
         low: f32::from(sum.clamp.low),
         high: f32::from(sum.clamp.high),
     };
