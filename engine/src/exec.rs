@@ -1,14 +1,15 @@
 //! What runs a graph, at one set of shapes: the int8 kernels alone, or tract with regions of theirs in it.
 //!
-//! The packed weights belong to [`Executable`], arenas to [`State`]. Everything before and after only knows tensors in
-//! and tensors out.
+//! The packed weights belong to [`Executable`], arenas to [`State`]. The kernels read a request's bytes and write an
+//! answer's where they lie: copies would take longer than a small model's run. Tract wants tensors of its own.
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::internal::DimLike;
 use tractd_bundle::DType;
-use tractd_compiler::{Arena, Element, Report, Whole};
+use tractd_compiler::{Arena, Element, Port, Report, Whole};
 
 use crate::convert::from_tract;
+use crate::tensor::Tensor as Answer;
 
 /// A graph optimised for its shapes; shared by every session.
 pub(crate) struct Executable {
@@ -23,7 +24,7 @@ enum Runner {
 }
 
 /// A graph that runs without tract.
-struct Int8 {
+pub(crate) struct Int8 {
     whole: Whole,
     /// By the graph's inputs, which of the specs'.
     inputs: Vec<usize>,
@@ -37,7 +38,6 @@ pub(crate) type OutputFact = (Option<DType>, Vec<Option<u32>>);
 /// One session's buffers and operator states.
 pub(crate) enum State {
     Tract(TypedSimpleState),
-    #[allow(private_interfaces, reason = "only looked into here")]
     Int8(Arc<Int8>, Arena),
 }
 
@@ -89,29 +89,61 @@ impl Executable {
     }
 }
 
-impl State {
-    /// Inputs and outputs in the order of the specs. After an error the state is unfit for use.
-    pub(crate) fn run(&mut self, inputs: Vec<Tensor>) -> TractResult<Vec<TValue>> {
-        match self {
-            State::Tract(state) => {
-                Ok(state.run(inputs.into_iter().map(Tensor::into_tvalue).collect())?.into_vec())
-            }
-            State::Int8(int8, arena) => int8.run(arena, &inputs),
+/// Inputs and outputs in the order of the specs. After an error the state is unfit for use.
+pub(crate) fn run_tract(state: &mut TypedSimpleState, inputs: Vec<Tensor>) -> TractResult<Vec<TValue>> {
+    Ok(state.run(inputs.into_iter().map(Tensor::into_tvalue).collect())?.into_vec())
+}
+
+impl Int8 {
+    /// Inputs and outputs in the order of the specs, inputs of the sizes that these say. Where `answers` holds what an
+    /// earlier run of this graph left there, nothing is allocated.
+    pub(crate) fn run(
+        &self,
+        arena: &mut Arena,
+        inputs: &[&[u8]],
+        answers: &mut Vec<Answer>,
+        names: &[Arc<str>],
+    ) -> TractResult<()> {
+        let inputs: TVec<&[u8]> = self.inputs.iter().map(|&index| inputs[index]).collect();
+        if !self.fit(answers, names) {
+            *answers = self.outputs.iter().zip(names).map(|(&index, name)| self.blank(index, name)).collect();
+        }
+        let in_order = self.outputs.iter().copied().eq(0..self.whole.outputs().count());
+        if in_order {
+            let mut slices: TVec<&mut [u8]> = answers.iter_mut().map(|answer| &mut answer.data[..]).collect();
+            return Ok(self.whole.run(arena, &inputs, &mut slices)?);
+        }
+        let mut made: Vec<Vec<u8>> = self.whole.outputs().map(|port| vec![0; bytes(port)]).collect();
+        let mut slices: Vec<&mut [u8]> = made.iter_mut().map(Vec::as_mut_slice).collect();
+        self.whole.run(arena, &inputs, &mut slices)?;
+        for (answer, &index) in answers.iter_mut().zip(&self.outputs) {
+            answer.data.copy_from_slice(&made[index]);
+        }
+        Ok(())
+    }
+
+    /// Whether these are answers that [`Int8::blank`] made for the same outputs.
+    fn fit(&self, answers: &[Answer], names: &[Arc<str>]) -> bool {
+        let fits = |((answer, name), &index): ((&Answer, &Arc<str>), &usize)| {
+            let port = self.whole.output(index);
+            Arc::ptr_eq(&answer.name, name) && port.is_some_and(|port| answer.data.len() == bytes(port))
+        };
+        answers.len() == self.outputs.len() && answers.iter().zip(names).zip(&self.outputs).all(fits)
+    }
+
+    fn blank(&self, index: usize, name: &Arc<str>) -> Answer {
+        let port = self.whole.output(index).expect("the specs' outputs were found among the graph's");
+        Answer {
+            name: name.clone(),
+            dtype: from_tract(datum_type(port.element)).expect("a frame carries each of the kernels' types"),
+            shape: port.shape.iter().map(|&dim| dim as u32).collect(),
+            data: vec![0; bytes(port)],
         }
     }
 }
 
-impl Int8 {
-    fn run(&self, arena: &mut Arena, inputs: &[Tensor]) -> TractResult<Vec<TValue>> {
-        let given = self.inputs.iter().map(|&index| Ok(inputs[index].try_as_plain_ram()?.as_bytes()));
-        let given: Vec<&[u8]> = given.collect::<TractResult<_>>()?;
-        let blank = self.whole.outputs().map(|port| Tensor::zero_dt(datum_type(port.element), &port.shape));
-        let mut made: Vec<Tensor> = blank.collect::<TractResult<_>>()?;
-        let mut slices: Vec<&mut [u8]> = made.iter_mut().map(Tensor::as_bytes_mut).collect();
-        self.whole.run(arena, &given, &mut slices)?;
-        let values: Vec<TValue> = made.into_iter().map(Tensor::into_tvalue).collect();
-        Ok(self.outputs.iter().map(|&index| values[index].clone()).collect())
-    }
+fn bytes(port: &Port) -> usize {
+    port.shape.iter().product::<usize>() * datum_type(port.element).size_of()
 }
 
 fn datum_type(element: Element) -> DatumType {

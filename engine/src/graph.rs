@@ -40,7 +40,8 @@ const MICROSOFT: [&str; 12] = [
 pub(crate) struct Graph {
     proto: ModelProto,
     interface: Interface,
-    tier: Tier,
+    /// `None` where tract is to run it all.
+    tier: Option<Tier>,
     pub(crate) weight_bytes: u64,
 }
 
@@ -50,7 +51,7 @@ impl Graph {
         file: &[u8],
         manifest: Option<&Manifest>,
         labels: usize,
-        tier: Tier,
+        tier: Option<Tier>,
     ) -> Result<(Graph, Interface), LoadError> {
         let onnx = onnx();
         let proto = onnx
@@ -72,8 +73,11 @@ impl Graph {
         let sizes: Vec<Vec<usize>> =
             shapes.iter().map(|shape| shape.iter().map(|&dim| dim as usize).collect()).collect();
         let named: Vec<(&str, &[usize])> = names.zip(sizes.iter().map(Vec::as_slice)).collect();
-        let compiled = tractd_compiler::compile(&self.proto, &named, &Options { tier: self.tier })
-            .map_err(|error| LoadError::Graph(error.to_string()))?;
+        let compiled = match self.tier {
+            Some(tier) => tractd_compiler::compile(&self.proto, &named, &Options { tier }),
+            None => tractd_compiler::without_kernels(&self.proto, &named),
+        };
+        let compiled = compiled.map_err(|error| LoadError::Graph(error.to_string()))?;
         match compiled.form {
             Form::Whole(whole) => self.whole(whole, compiled.report),
             Form::Mixed { model, regions } => self.on_tract(&model, &regions, &sizes, compiled.report),

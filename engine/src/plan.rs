@@ -23,11 +23,19 @@ pub struct PlanOptions {
     pub image_pixels_max: u64,
     /// The int8 kernels to pack for: the best this machine has, unless a lower tier is to be tried.
     pub tier: Tier,
+    /// Whether these kernels run what they can of a graph; without, tract runs it all, for comparison.
+    pub int8: bool,
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { shapes_max: 4, free_dim_max: 4096, image_pixels_max: 36_000_000, tier: Tier::detect() }
+        PlanOptions {
+            shapes_max: 4,
+            free_dim_max: 4096,
+            image_pixels_max: 36_000_000,
+            tier: Tier::detect(),
+            int8: true,
+        }
     }
 }
 
@@ -88,7 +96,8 @@ impl Plan {
         let labels: Vec<Arc<str>> = bundle.labels()?.into_iter().map(Arc::from).collect();
         let file = fs::read(bundle.model_path())?;
         let manifest = bundle.manifest.as_ref();
-        let (graph, mut interface) = Graph::read(&file, manifest, labels.len(), options.tier)?;
+        let tier = options.int8.then_some(options.tier);
+        let (graph, mut interface) = Graph::read(&file, manifest, labels.len(), tier)?;
         drop(file);
         check_labels(&interface, &labels)?;
 
