@@ -30,6 +30,10 @@ pub(crate) struct Int8 {
     inputs: Vec<usize>,
     /// By the specs' outputs, which of the graph's.
     outputs: Vec<usize>,
+    /// Bytes of each, in the order of the specs.
+    output_bytes: Vec<usize>,
+    /// Whether both orders are the same.
+    in_order: bool,
 }
 
 /// Element type and shape of an output, as far as the graph alone decides them.
@@ -50,8 +54,20 @@ impl Executable {
     }
 
     /// `inputs` are, by the graph's inputs, indices of the specs'; `outputs`, by the specs' outputs, of the graph's.
-    pub(crate) fn int8(whole: Whole, inputs: Vec<usize>, outputs: Vec<usize>, report: Report) -> Executable {
-        Executable { runner: Runner::Int8(Arc::new(Int8 { whole, inputs, outputs })), report }
+    ///
+    /// # Errors
+    /// One of `outputs` is none of the graph's.
+    pub(crate) fn int8(
+        whole: Whole,
+        inputs: Vec<usize>,
+        outputs: Vec<usize>,
+        report: Report,
+    ) -> TractResult<Executable> {
+        let size = |&index: &usize| whole.output(index).map(bytes);
+        let output_bytes = outputs.iter().map(size).collect::<Option<_>>().ok_or_else(no_port)?;
+        let in_order = outputs.iter().copied().eq(0..whole.outputs().count());
+        let int8 = Int8 { whole, inputs, outputs, output_bytes, in_order };
+        Ok(Executable { runner: Runner::Int8(Arc::new(int8)), report })
     }
 
     pub(crate) fn state(&self) -> TractResult<State> {
@@ -76,10 +92,7 @@ impl Executable {
             }
             Runner::Int8(int8) => {
                 let output = |&index: &usize| {
-                    let port = int8
-                        .whole
-                        .output(index)
-                        .ok_or_else(|| TractError::msg("an output without a port"))?;
+                    let port = int8.whole.output(index).ok_or_else(no_port)?;
                     let dims = port.shape.iter().map(|&dim| u32::try_from(dim).ok()).collect();
                     Ok((from_tract(datum_type(port.element)), dims))
                 };
@@ -106,10 +119,10 @@ impl Int8 {
     ) -> TractResult<()> {
         let inputs: TVec<&[u8]> = self.inputs.iter().map(|&index| inputs[index]).collect();
         if !self.fit(answers, names) {
-            *answers = self.outputs.iter().zip(names).map(|(&index, name)| self.blank(index, name)).collect();
+            let outputs = self.outputs.iter().zip(names);
+            *answers = outputs.map(|(&index, name)| self.blank(index, name)).collect::<TractResult<_>>()?;
         }
-        let in_order = self.outputs.iter().copied().eq(0..self.whole.outputs().count());
-        if in_order {
+        if self.in_order {
             let mut slices: TVec<&mut [u8]> = answers.iter_mut().map(|answer| &mut answer.data[..]).collect();
             return Ok(self.whole.run(arena, &inputs, &mut slices)?);
         }
@@ -124,22 +137,25 @@ impl Int8 {
 
     /// Whether these are answers that [`Int8::blank`] made for the same outputs.
     fn fit(&self, answers: &[Answer], names: &[Arc<str>]) -> bool {
-        let fits = |((answer, name), &index): ((&Answer, &Arc<str>), &usize)| {
-            let port = self.whole.output(index);
-            Arc::ptr_eq(&answer.name, name) && port.is_some_and(|port| answer.data.len() == bytes(port))
-        };
-        answers.len() == self.outputs.len() && answers.iter().zip(names).zip(&self.outputs).all(fits)
+        answers.len() == self.outputs.len()
+            && (answers.iter().zip(names).zip(&self.output_bytes))
+                .all(|((answer, name), &bytes)| Arc::ptr_eq(&answer.name, name) && answer.data.len() == bytes)
     }
 
-    fn blank(&self, index: usize, name: &Arc<str>) -> Answer {
-        let port = self.whole.output(index).expect("the specs' outputs were found among the graph's");
-        Answer {
+    fn blank(&self, index: usize, name: &Arc<str>) -> TractResult<Answer> {
+        let port = self.whole.output(index).ok_or_else(no_port)?;
+        let no_dtype = || TractError::msg(format!("output `{name}` is of a type that no answer has"));
+        Ok(Answer {
             name: name.clone(),
-            dtype: from_tract(datum_type(port.element)).expect("a frame carries each of the kernels' types"),
+            dtype: from_tract(datum_type(port.element)).ok_or_else(no_dtype)?,
             shape: port.shape.iter().map(|&dim| dim as u32).collect(),
             data: vec![0; bytes(port)],
-        }
+        })
     }
+}
+
+fn no_port() -> TractError {
+    TractError::msg("an output without a port")
 }
 
 fn bytes(port: &Port) -> usize {

@@ -94,7 +94,7 @@ impl Graph {
         let made = (self.interface.outputs.iter())
             .map(|spec| graph.output.iter().position(|output| output.name == spec.tensor.name))
             .collect::<Option<Vec<_>>>();
-        Ok(Executable::int8(whole, given.ok_or_else(lost)?, made.ok_or_else(lost)?, report))
+        Executable::int8(whole, given.ok_or_else(lost)?, made.ok_or_else(lost)?, report).map_err(not_sound)
     }
 
     fn on_tract(

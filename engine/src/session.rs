@@ -120,7 +120,7 @@ impl Session {
     pub fn new(plan: Arc<Plan>) -> Result<Session, RunError> {
         let mut session = Session { plan, resizer: image::Resizer::default(), state: None };
         if session.plan.free_dims().is_empty() {
-            session.state_for(Vec::new())?;
+            session.prepare(Vec::new())?;
         }
         Ok(session)
     }
@@ -169,25 +169,29 @@ impl Session {
             Input::Tensors(views) => self.check(views)?,
             Input::Media(bytes) => self.read_media(bytes)?,
         };
-        let plan = self.plan.clone();
+        self.prepare(shapes)?;
+        let (_, state) = self.state.as_mut().expect("just prepared");
         output.classes.clear();
-        match self.state_for(shapes)? {
+        let ran = match state {
             State::Int8(int8, arena) => {
                 let given = given.bytes()?;
                 reached(Mark::Ready);
-                let result = int8.run(arena, &given, &mut output.tensors, plan.output_names());
-                reached(Mark::Done);
-                result.map_err(|error| self.failed(&error))?;
-                self.finish(want, output)
+                int8.run(arena, &given, &mut output.tensors, self.plan.output_names()).map(|()| None)
             }
             State::Tract(state) => {
                 let given = given.tensors()?;
                 reached(Mark::Ready);
-                let result = run_tract(state, given);
-                reached(Mark::Done);
-                let values = result.map_err(|error| self.failed(&error))?;
-                self.collect(&values, want, output)
+                run_tract(state, given).map(Some)
             }
+        };
+        reached(Mark::Done);
+        let values = ran.map_err(|error| {
+            self.state = None;
+            internal(&error)
+        })?;
+        match values {
+            Some(values) => self.collect(&values, want, output),
+            None => self.finish(want, output),
         }
     }
 
@@ -255,10 +259,11 @@ impl Session {
         let shape: Vec<u32> = tensor.shape.iter().map(size).collect();
         let mut made = blank(tensor.dtype, &shape)?;
         self.resizer.fill(picture, spec, tensor.dtype, &mut made)?;
-        Ok((Given::Picture(made), vec![1; plan.free_dims().len()]))
+        Ok((Given::Picture(Box::new(made)), vec![1; plan.free_dims().len()]))
     }
 
-    fn state_for(&mut self, shapes: Shapes) -> Result<&mut State, RunError> {
+    /// Sees to a state for these shapes.
+    fn prepare(&mut self, shapes: Shapes) -> Result<(), RunError> {
         if self.state.as_ref().is_none_or(|(known, _)| *known != shapes) {
             // First the old one goes: two sets of buffers at once would not be in anybody's budget.
             self.state = None;
@@ -267,14 +272,7 @@ impl Session {
             let state = executable.state().map_err(|error| internal(&error))?;
             self.state = Some((shapes, state));
         }
-        let (_, state) = self.state.as_mut().expect("set just above where it was not");
-        Ok(state)
-    }
-
-    /// A state that failed is not used again.
-    fn failed(&mut self, error: &TractError) -> RunError {
-        self.state = None;
-        internal(error)
+        Ok(())
     }
 
     /// The classes of what the kernels left in `output.tensors`.
@@ -325,7 +323,7 @@ enum Given<'v> {
     /// Where the caller holds them.
     Views(TVec<&'v TensorView<'v>>),
     /// Made of a picture.
-    Picture(TractTensor),
+    Picture(Box<TractTensor>),
 }
 
 impl Given<'_> {
@@ -348,7 +346,7 @@ impl Given<'_> {
         };
         match self {
             Given::Views(views) => views.into_iter().map(copy).collect(),
-            Given::Picture(tensor) => Ok(vec![tensor]),
+            Given::Picture(tensor) => Ok(vec![*tensor]),
         }
     }
 }
