@@ -27,6 +27,8 @@ pub struct PlanOptions {
     pub tier: Tier,
     /// Folder in which compiled graphs are kept and looked for; it is made where it is missing. By default nothing is kept.
     pub cache: Option<PathBuf>,
+    /// Whether these kernels run what they can of a graph; without, tract runs it all, for comparison.
+    pub int8: bool,
 }
 
 impl Default for PlanOptions {
@@ -37,6 +39,7 @@ impl Default for PlanOptions {
             image_pixels_max: 36_000_000,
             tier: Tier::detect(),
             cache: None,
+            int8: true,
         }
     }
 }
@@ -107,13 +110,18 @@ impl Plan {
     /// [`LoadError`]
     pub fn load(bundle: &Bundle, options: &PlanOptions) -> Result<Plan, LoadError> {
         let labels: Vec<Arc<str>> = bundle.labels()?.into_iter().map(Arc::from).collect();
-        let cache = options.cache.as_deref().map(|dir| Cache::new(dir, bundle.digest, options.tier));
+        let cache = options
+            .cache
+            .as_deref()
+            .filter(|_| options.int8)
+            .map(|dir| Cache::new(dir, bundle.digest, options.tier));
         if let Some(plan) = cache.as_ref().and_then(|cache| Plan::restore(bundle, options, &labels, cache)) {
             return Ok(plan);
         }
         let file = fs::read(bundle.model_path())?;
         let manifest = bundle.manifest.as_ref();
-        let (graph, interface) = Graph::read(&file, manifest, labels.len(), options.tier)?;
+        let tier = options.int8.then_some(options.tier);
+        let (graph, interface) = Graph::read(&file, manifest, labels.len(), tier)?;
         drop(file);
         check_labels(&interface, &labels)?;
         let free = free_dims(&interface);
