@@ -75,6 +75,7 @@ macro_rules! stamp {
             #[test] fn wide_conv() { check("wide_conv", 60, generate::wide_conv); }
             #[test] fn stem() { check("stem", 150, generate::stem); }
             #[test] fn depthwise() { check("depthwise", 400, generate::depthwise); }
+            #[test] fn single_row() { check("single_row", 60, generate::single_row); }
             #[test] fn grouped() { check("grouped", 150, generate::grouped); }
             #[test] fn extreme() { check("extreme", 100, generate::extreme); }
             #[test] fn max_pool() { check("max_pool", 150, generate::max_pool); }
