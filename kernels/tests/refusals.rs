@@ -207,6 +207,7 @@ fn mutate(case: &mut Case, rng: &mut Rng) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "thousands of programs take hours there")]
 fn hostile_descriptions_are_refused_or_run() {
     let makers = [
         generate::conv,

@@ -4,7 +4,7 @@
 //!
 //! With `--peak`, only the peak of each tier; with `--scaling NET`, what a second core adds to a network's throughput, and
 //! to that of a loop of the tier's instruction alone. Both as JSON, for scripts/bench-engine.
-//! `--repeat N` only runs a network as often, for tools that count instructions.
+//! `--repeat N` prints how many multiply-accumulates a run has and runs it as often: for tools that count instructions.
 
 mod nets;
 mod peak;
@@ -74,6 +74,7 @@ fn run(spec: &ProgramSpec, tier: Tier, count: usize) {
     let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
     let mut outputs: Vec<Vec<u8>> = program.outputs().iter().map(|output| vec![0; output.bytes()]).collect();
     let mut outputs: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+    println!("{}", program.macs());
     for _ in 0..count {
         program.run(&mut arena, &inputs, &mut outputs).expect("the sizes are the program's");
     }

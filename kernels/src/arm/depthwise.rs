@@ -64,7 +64,7 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
 }
 
 /// Activations are read less 128, for which the bias makes up.
-fn biases(step: &Depthwise) -> Vec<i32> {
+pub(super) fn biases(step: &Depthwise) -> Vec<i32> {
     let mut bias = step.bias.clone();
     for row in step.weights.chunks_exact(bias.len()) {
         bias.iter_mut().zip(row).for_each(|(bias, &w)| *bias = bias.wrapping_add(128 * i32::from(w)));

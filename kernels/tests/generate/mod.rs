@@ -280,6 +280,17 @@ pub(crate) fn depthwise(rng: &mut Rng) -> Case {
     })
 }
 
+/// One row of wide pixels at the end of the arena: what computes two rows at once must not read those of a second.
+pub(crate) fn single_row(rng: &mut Rng) -> Case {
+    until(rng, |b| {
+        let kernel = [b.rng.range(1, 5), b.rng.range(3, 9)];
+        let shape = [kernel[0], b.rng.range(9, 20), b.rng.range(145, 300)];
+        let input = b.loaded(shape);
+        let window = Window { kernel, ..Window::square(1, 1) };
+        b.conv(input, window, shape[2], shape[2])
+    })
+}
+
 pub(crate) fn grouped(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let (groups, depth, c_out) = (b.rng.range(1, 12), b.rng.range(1, 10), b.rng.range(1, 20));

@@ -4,6 +4,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::Sums;
+use super::strips::Four;
 use super::tile::{self, Product, load_4, load_16};
 use crate::arm::conv::{Tile, Tiles};
 
@@ -65,6 +66,22 @@ impl Product for Dot {
             }
             four::<M, 0>(sums, &x, weights);
         }
+    }
+}
+
+impl Four for Dot {
+    #[inline(always)]
+    unsafe fn four(mut sum: int32x4_t, x: uint8x16_t, w: int8x16_t) -> int32x4_t {
+        // SAFETY: registers only; the trait's contract.
+        unsafe {
+            asm!(
+                ".arch_extension dotprod",
+                "sdot {sum:v}.4s, {x:v}.16b, {w:v}.16b",
+                sum = inout(vreg) sum, x = in(vreg) x, w = in(vreg) w,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        sum
     }
 }
 

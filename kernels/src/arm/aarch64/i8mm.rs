@@ -4,6 +4,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::Sums;
+use super::strips::Four;
 use super::tile::{self, Product};
 use crate::arm::conv::{Tile, Tiles};
 
@@ -100,6 +101,22 @@ impl Product for I8mm {
             }
         }
         rows
+    }
+}
+
+impl Four for I8mm {
+    #[inline(always)]
+    unsafe fn four(mut sum: int32x4_t, x: uint8x16_t, w: int8x16_t) -> int32x4_t {
+        // SAFETY: registers only; the trait's contract.
+        unsafe {
+            asm!(
+                ".arch_extension i8mm",
+                "usdot {sum:v}.4s, {x:v}.16b, {w:v}.16b",
+                sum = inout(vreg) sum, x = in(vreg) x, w = in(vreg) w,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        sum
     }
 }
 

@@ -10,6 +10,7 @@ mod i8mm;
 mod neon;
 mod pool;
 pub(super) mod rows;
+mod strips;
 mod tile;
 
 use std::arch::aarch64::*;
@@ -17,13 +18,13 @@ use std::arch::is_aarch64_feature_detected;
 
 use super::{CHANNELS, conv};
 use crate::Tier;
-use crate::kernel::Kernels;
+use crate::kernel::{Kernel, Kernels};
 use crate::portable;
-use crate::step::Requant;
+use crate::step::{Depthwise, Requant};
 
-static NEON: Kernels = table::<neon::Neon>();
-static NEON_DOT: Kernels = table::<dot::Dot>();
-static NEON_I8MM: Kernels = table::<i8mm::I8mm>();
+static NEON: Kernels = table::<neon::Neon>(super::depthwise::pack);
+static NEON_DOT: Kernels = table::<dot::Dot>(strips::pack::<dot::Dot>);
+static NEON_I8MM: Kernels = table::<i8mm::I8mm>(strips::pack::<i8mm::I8mm>);
 
 /// The kernels of a tier, where this machine can run them.
 pub(crate) fn kernels(tier: Tier) -> Option<&'static Kernels> {
@@ -35,10 +36,10 @@ pub(crate) fn kernels(tier: Tier) -> Option<&'static Kernels> {
     }
 }
 
-const fn table<T: conv::Tiles>() -> Kernels {
+const fn table<T: conv::Tiles>(depthwise: fn(Depthwise) -> Kernel) -> Kernels {
     Kernels {
         conv: conv::pack::<T>,
-        depthwise: super::depthwise::pack,
+        depthwise,
         max_pool: pool::max_pool,
         average_pool: pool::average_pool,
         add: super::rows::add,
