@@ -52,6 +52,10 @@ pub(crate) fn kernels(tier: Tier) -> Option<&'static Kernels> {
         Tier::Portable => Some(&crate::portable::KERNELS),
         #[cfg(target_arch = "x86_64")]
         Tier::Avx512Vnni | Tier::AvxVnni | Tier::Avx2 | Tier::Sse41 => crate::x86::kernels(tier),
+        #[cfg(target_arch = "aarch64")]
+        Tier::NeonI8mm | Tier::NeonDot | Tier::Neon => crate::arm::kernels(tier),
+        #[cfg(target_arch = "arm")]
+        Tier::ArmV7Neon => crate::arm::kernels(tier),
         _ => None,
     }
 }

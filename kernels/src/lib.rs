@@ -21,20 +21,22 @@
 //! It reads no files, knows no ONNX and spawns no threads. It is the only crate with `unsafe` (the C ABI aside).
 
 mod arena;
+#[cfg(any(target_arch = "aarch64", target_arch = "arm"))]
+mod arm;
 #[cfg(feature = "serde")]
 mod bytes;
 mod error;
 mod kernel;
 mod layout;
 mod lower;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "used by tiers with vectors"))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "x86 tiers use all of it"))]
 mod pack;
 mod plan;
 mod portable;
 mod program;
 mod spec;
 mod step;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "used by tiers with vectors"))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "x86 tiers use all of it"))]
 mod strip;
 mod tier;
 #[cfg(target_arch = "x86_64")]

@@ -81,6 +81,10 @@ pub(crate) struct Conv {
     pub(crate) multipliers: Vec<f32>,
     pub(crate) requant: Requant,
     /// Whether some `acc * multiplier` or fused sum may leave the range of i32, so that the conversion itself must saturate.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "conversions of other machines saturate")
+    )]
     pub(crate) saturates: bool,
     pub(crate) residual: Option<Residual>,
     pub(crate) table: Option<Box<[u8; 256]>>,
@@ -101,6 +105,10 @@ pub(crate) struct Depthwise {
     pub(crate) bias: Vec<i32>,
     pub(crate) multipliers: Vec<f32>,
     pub(crate) requant: Requant,
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "conversions of other machines saturate")
+    )]
     pub(crate) saturates: bool,
     pub(crate) residual: Option<Residual>,
     pub(crate) table: Option<Box<[u8; 256]>>,

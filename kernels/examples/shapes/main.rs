@@ -1,6 +1,8 @@
 //! Speed of the kernels on the layers of known networks, next to this core's own peak measured in between.
 //!
 //! `cargo run --release -p tractd-kernels --example shapes -- [--tier NAME] [--net NAME] [--layers] [--quantile 0.5]`
+//!
+//! `--repeat N` only runs a network as often, for tools that count instructions.
 
 mod nets;
 mod peak;
@@ -20,8 +22,14 @@ fn main() {
         None => Tier::available().filter(|&tier| tier != Tier::Portable).collect(),
     };
     let layers = args.iter().any(|arg| arg == "--layers");
+    let repeat = value("--repeat").map(|n| n.parse().expect("a number of runs"));
     let quantile = value("--quantile").map_or(0.5, |q| q.parse().expect("a quantile is a number"));
     for tier in tiers {
+        if let Some(count) = repeat {
+            let nets = nets::ALL.iter().filter(|(name, _)| value("--net").is_none_or(|net| net == name));
+            nets.for_each(|(_, make)| run(&make(), tier, count));
+            continue;
+        }
         println!("\n# {tier}");
         println!(
             "{:<16}{:>10}{:>11}{:>11}{:>11}{:>9}",
@@ -32,6 +40,18 @@ fn main() {
                 measure(name, &make(), tier, layers, quantile);
             }
         }
+    }
+}
+
+fn run(spec: &ProgramSpec, tier: Tier, count: usize) {
+    let program = Program::new(spec, tier).expect("the networks are valid");
+    let mut arena = program.session();
+    let inputs: Vec<Vec<u8>> = program.inputs().iter().map(|input| nets::image(input.bytes())).collect();
+    let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
+    let mut outputs: Vec<Vec<u8>> = program.outputs().iter().map(|output| vec![0; output.bytes()]).collect();
+    let mut outputs: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+    for _ in 0..count {
+        program.run(&mut arena, &inputs, &mut outputs).expect("the sizes are the program's");
     }
 }
 
