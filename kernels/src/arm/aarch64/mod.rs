@@ -78,34 +78,29 @@ impl Bounds {
     /// As [`Requant::apply`]: conversions and narrowings saturate, so no product can leave their range.
     #[inline(always)]
     fn requantize(&self, sums: Sums, multipliers: [float32x4_t; 4]) -> uint8x16_t {
-        // SAFETY: NEON is there.
-        unsafe {
-            let mut whole = sums;
-            for n in 0..4 {
-                whole[n] = vcvtnq_s32_f32(vmulq_f32(vcvtq_f32_s32(sums[n]), multipliers[n]));
-            }
-            self.pack(whole)
+        let mut scaled = multipliers;
+        for n in 0..4 {
+            // SAFETY: NEON is there.
+            scaled[n] = unsafe { vmulq_f32(vcvtq_f32_s32(sums[n]), multipliers[n]) };
         }
+        self.round(scaled)
     }
 
-    /// As [`Requant::apply_f32`] of `sums * multiplier + shift`, two operations: not `vfmaq_f32`.
+    /// As [`requantize`](Self::requantize), with `shift` added before rounding. Two operations: not contracted.
     #[inline(always)]
-    fn requantize_shifted(&self, sums: Sums, multiplier: float32x4_t, shift: float32x4_t) -> uint8x16_t {
+    fn requantize_shifted(&self, sums: Sums, multiplier: f32, shift: f32) -> uint8x16_t {
         // SAFETY: NEON is there.
-        unsafe {
-            let mut whole = sums;
-            for n in 0..4 {
-                let value = vaddq_f32(vmulq_f32(vcvtq_f32_s32(sums[n]), multiplier), shift);
-                whole[n] = vcvtnq_s32_f32(value);
-            }
-            self.pack(whole)
-        }
+        let scaled = sums.map(|sums| unsafe {
+            vaddq_f32(vmulq_f32(vcvtq_f32_s32(sums), vdupq_n_f32(multiplier)), vdupq_n_f32(shift))
+        });
+        self.round(scaled)
     }
 
     #[inline(always)]
-    fn pack(&self, whole: Sums) -> uint8x16_t {
+    fn round(&self, scaled: [float32x4_t; 4]) -> uint8x16_t {
         // SAFETY: NEON is there.
         unsafe {
+            let whole = scaled.map(|scaled| vcvtnq_s32_f32(scaled));
             let low = vqmovn_high_s32(vqmovn_s32(whole[0]), whole[1]);
             let high = vqmovn_high_s32(vqmovn_s32(whole[2]), whole[3]);
             let (low, high) = (vqaddq_s16(low, self.zero_point), vqaddq_s16(high, self.zero_point));

@@ -96,8 +96,7 @@ impl Run for Packed<AveragePool> {
             unsafe {
                 let mut sums: Sums = [vdupq_n_s32(start); 4];
                 taps.for_each(|bytes| add(&mut sums, bytes));
-                let multiplier = vdupq_n_f32(self.0.multiplier_of(count));
-                bounds.requantize_shifted(sums, multiplier, vdupq_n_f32(self.0.shift))
+                bounds.requantize_shifted(sums, self.0.multiplier_of(count), self.0.shift)
             }
         });
     }

@@ -14,8 +14,8 @@ use crate::step::{Mul, Sum};
 pub(in crate::arm) unsafe fn add_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: usize, sum: &Sum) {
     // SAFETY: the caller's contract.
     unsafe {
-        let (ma, mb, zero) = (vdupq_n_f32(sum.a), vdupq_n_f32(sum.b), vdupq_n_f32(sum.zero));
-        let (za, zb) = (vdupq_n_f32(sum.a_zero), vdupq_n_f32(sum.b_zero));
+        let (ma, mb) = (vdupq_n_f32(sum.a), vdupq_n_f32(sum.b));
+        let (za, zb, zero) = (vdupq_n_f32(sum.a_zero), vdupq_n_f32(sum.b_zero), vdupq_n_f32(sum.zero));
         let (low, high) = (vdupq_n_u8(sum.clamp.low), vdupq_n_u8(sum.clamp.high));
         let mut at = 0;
         while at + 16 <= bytes {
@@ -23,8 +23,8 @@ pub(in crate::arm) unsafe fn add_bytes(a: *const u8, b: *const u8, to: *mut u8, 
             let mut sums = [zero; 4];
             for n in 0..4 {
                 // Each operation is rounded on its own: not `vfmaq_f32`.
-                let (a, b) = (vsubq_f32(a[n], za), vsubq_f32(b[n], zb));
-                sums[n] = vaddq_f32(vaddq_f32(vmulq_f32(a, ma), vmulq_f32(b, mb)), zero);
+                let (a, b) = (vmulq_f32(vsubq_f32(a[n], za), ma), vmulq_f32(vsubq_f32(b[n], zb), mb));
+                sums[n] = vaddq_f32(vaddq_f32(a, b), zero);
             }
             vst1q_u8(to.add(at), vmaxq_u8(vminq_u8(rounded(sums), high), low));
             at += 16;
@@ -56,7 +56,6 @@ unsafe fn mul_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: usize, step:
     // SAFETY: the caller's contract.
     unsafe {
         let (za, zb) = (vdup_n_u8(step.a.zero_point), vdup_n_u8(step.b.zero_point));
-        let (multiplier, shift) = (vdupq_n_f32(step.multiplier), vdupq_n_f32(step.shift));
         let bounds = Bounds::new(&step.requant);
         // A difference of bytes fits i16, whose bits wrap to it.
         let less = |bytes: uint8x8_t, zero_point| vreinterpretq_s16_u16(vsubl_u8(bytes, zero_point));
@@ -71,7 +70,7 @@ unsafe fn mul_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: usize, step:
                 vmull_s16(vget_low_s16(high.0), vget_low_s16(high.1)),
                 vmull_high_s16(high.0, high.1),
             ];
-            vst1q_u8(to.add(at), bounds.requantize_shifted(products, multiplier, shift));
+            vst1q_u8(to.add(at), bounds.requantize_shifted(products, step.multiplier, step.shift));
             at += 16;
         }
         for at in at..bytes {
