@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tractd_compiler::{Form, Place};
 
+#[allow(dead_code, reason = "the recorded graphs are not asked for here")]
 mod common;
 
 /// Where the last quantisation is, results are at most this many of its steps apart.

@@ -9,36 +9,10 @@ use tractd_kernels::Tier;
 
 mod common;
 
+use common::{Case, cases};
+
 /// Results may be one step of the last quantisation apart; rounding of the dequantised values is added.
 const STEPS_MAX: f32 = 1.01;
-
-struct Case<'a> {
-    name: &'a str,
-    model: ModelProto,
-    input: Vec<u8>,
-    expected: Vec<f32>,
-    /// Of the last quantisation.
-    step: f32,
-}
-
-fn cases(mut file: &[u8]) -> Vec<Case<'_>> {
-    fn part<'a>(file: &mut &'a [u8]) -> &'a [u8] {
-        let (length, rest) = file.split_first_chunk::<4>().unwrap();
-        let (part, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-        *file = rest;
-        part
-    }
-    let mut cases = vec![];
-    while !file.is_empty() {
-        let name = std::str::from_utf8(part(&mut file)).unwrap();
-        let (model, input, expected) = (part(&mut file), part(&mut file), part(&mut file));
-        let (step, rest) = file.split_first_chunk::<4>().unwrap();
-        file = rest;
-        let (model, expected) = (common::parse(model), common::floats(expected));
-        cases.push(Case { name, model, input: input.to_vec(), expected, step: f32::from_le_bytes(*step) });
-    }
-    cases
-}
 
 /// The furthest an output is from the expected one, in steps.
 fn distance(case: &Case<'_>, got: &[f32]) -> f32 {

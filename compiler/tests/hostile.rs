@@ -3,66 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
-use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
-use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
-    TypeProto, ValueInfoProto, type_proto,
-};
-use tractd_compiler::{CompileError, Compiled, Form, Options, Place, compile};
-use tractd_kernels::Tier;
+use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use tractd_compiler::{CompileError, Form, Place};
 
-fn value(name: &str, dtype: DataType, dims: &[i64]) -> ValueInfoProto {
-    let dim =
-        |&size: &i64| Dimension { value: Some(dimension::Value::DimValue(size)), ..Dimension::default() };
-    let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
-    let tensor = type_proto::Tensor { elem_type: dtype as i32, shape };
-    let value = Some(type_proto::Value::TensorType(tensor));
-    let r#type = Some(TypeProto { value, ..TypeProto::default() });
-    ValueInfoProto { name: name.to_owned(), r#type, ..ValueInfoProto::default() }
-}
+#[allow(dead_code, reason = "each file of tests builds other graphs")]
+mod build;
 
-fn node(op: &str, inputs: &[&str], output: &str) -> NodeProto {
-    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-    NodeProto {
-        op_type: op.to_owned(),
-        name: output.to_owned(),
-        input: names(inputs),
-        output: names(&[output]),
-        ..NodeProto::default()
-    }
-}
-
-fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
-    TensorProto {
-        name: name.to_owned(),
-        dims: dims.to_vec(),
-        data_type: DataType::Float as i32,
-        float_data: values.to_vec(),
-        ..TensorProto::default()
-    }
-}
-
-fn bytes(name: &str, dtype: DataType, dims: &[i64], values: &[u8]) -> TensorProto {
-    TensorProto {
-        name: name.to_owned(),
-        dims: dims.to_vec(),
-        data_type: dtype as i32,
-        raw_data: values.to_vec(),
-        ..TensorProto::default()
-    }
-}
-
-fn model(node: Vec<NodeProto>, initializer: Vec<TensorProto>, input: &[i64], output: &[i64]) -> ModelProto {
-    let graph = GraphProto {
-        node,
-        initializer,
-        input: vec![value("x", DataType::Float, input)],
-        output: vec![value("y", DataType::Float, output)],
-        ..GraphProto::default()
-    };
-    let opset = OperatorSetIdProto { domain: String::new(), version: 17 };
-    ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() }
-}
+use build::{bytes, compiled, floats, graph, model, node, value};
 
 /// x → Q → DQ → Conv 1×1 → Relu → Q → DQ → y, on `[1, 2, 2, 2]`.
 fn sound() -> ModelProto {
@@ -84,20 +31,12 @@ fn sound() -> ModelProto {
     model(nodes, constants, &[1, 2, 2, 2], &[1, 3, 2, 2])
 }
 
-fn graph(model: &mut ModelProto) -> &mut GraphProto {
-    model.graph.as_mut().unwrap()
-}
-
 fn constant<'m>(model: &'m mut ModelProto, name: &str) -> &'m mut TensorProto {
     graph(model).initializer.iter_mut().find(|tensor| tensor.name == name).unwrap()
 }
 
 fn at<'m>(model: &'m mut ModelProto, output: &str) -> &'m mut NodeProto {
     graph(model).node.iter_mut().find(|node| node.output[0] == output).unwrap()
-}
-
-fn compiled(model: &ModelProto) -> Result<Compiled, CompileError> {
-    compile(model, &[], &Options { tier: Tier::Portable })
 }
 
 fn refusal(alter: impl FnOnce(&mut ModelProto)) -> CompileError {
@@ -242,4 +181,91 @@ fn an_addition_of_itself_is_a_table_and_one_that_others_read_is_not() {
     let kinds: Vec<_> = whole.region().program().steps().map(|step| step.kind).collect();
     assert_eq!(kinds, ["quantize", "table", "dequantize"]);
     assert!(matches!(form("c").form, Form::Tract));
+}
+
+#[test]
+fn duplicates_of_any_kind_are_refused() {
+    let twice = |value: &str| CompileError::Twice { value: value.into() };
+    assert_eq!(refusal(|model| graph(model).initializer.push(floats("s", &[], &[1.0]))), twice("s"));
+    assert_eq!(refusal(|model| graph(model).initializer.push(floats("c", &[], &[1.0]))), twice("c"));
+    let again = |model: &mut ModelProto| graph(model).input.push(value("x", DataType::Float, &[1]));
+    assert_eq!(refusal(again), twice("x"));
+    // A node that makes one tensor twice.
+    assert_eq!(refusal(|model| at(model, "c").output.push("c".into())), twice("c"));
+}
+
+#[test]
+fn a_node_that_reads_itself_is_a_cycle() {
+    assert_eq!(
+        refusal(|model| at(model, "c").input[0] = "c".into()),
+        CompileError::Cycle { node: "c".into() }
+    );
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    for name in ["s", "z", "w", "wz"] {
+        let remove = |model: &mut ModelProto| graph(model).initializer.retain(|tensor| tensor.name != name);
+        let error = refusal(remove);
+        assert!(matches!(&error, CompileError::Missing { value, .. } if value == name), "{error}");
+    }
+}
+
+#[test]
+fn subgraphs_may_nest_only_so_deep() {
+    let nested = |depth: usize| {
+        let mut inner = GraphProto::default();
+        for _ in 0..depth {
+            let body = AttributeProto { name: "body".into(), g: Some(inner), ..AttributeProto::default() };
+            let node = NodeProto { op_type: "Loop".into(), attribute: vec![body], ..NodeProto::default() };
+            inner = GraphProto { node: vec![node], ..GraphProto::default() };
+        }
+        ModelProto { graph: Some(inner), ..ModelProto::default() }
+    };
+    assert!(compiled(&nested(64)).is_ok());
+    assert_eq!(compiled(&nested(100)).unwrap_err(), CompileError::TooDeep { limit: 64 });
+}
+
+#[test]
+fn more_nodes_than_the_limit_are_refused() {
+    let nodes = (0..(1 << 15) + 1).map(|index| node("Neg", &["x"], &format!("n{index}"))).collect();
+    let error = compiled(&model(nodes, vec![], &[1], &[1])).unwrap_err();
+    assert_eq!(error, CompileError::TooLarge { what: "nodes", got: 32_769, limit: 32_768 });
+}
+
+#[test]
+fn data_kept_elsewhere_is_never_looked_for() {
+    for path in ["../../../../etc/passwd", "/etc/passwd", "weights.bin"] {
+        let external = |tensor: &mut TensorProto| {
+            tensor.data_location = Some(DataLocation::External as i32);
+            tensor.raw_data.clear();
+            let entry = tract_onnx::pb::StringStringEntryProto { key: "location".into(), value: path.into() };
+            tensor.external_data = vec![entry];
+        };
+        left(|model| external(constant(model, "w")), "weights that are not in the file");
+        let mut model = sound();
+        external(constant(&mut model, "s"));
+        assert!(matches!(compiled(&model).unwrap().form, Form::Tract));
+    }
+}
+
+/// Every file that is `sound` up to some byte, or has one byte changed: an answer, never a panic.
+#[test]
+fn cut_and_changed_files_are_answered() {
+    use prost::Message;
+    let file = sound().encode_to_vec();
+    for length in 0..file.len() {
+        if let Ok(model) = ModelProto::decode(&file[..length]) {
+            _ = compiled(&model);
+        }
+    }
+    for at in 0..file.len() {
+        for flip in [1, 0x10, 0x80, 0xff] {
+            let mut changed = file.clone();
+            changed[at] ^= flip;
+            if let Ok(model) = ModelProto::decode(changed.as_slice()) {
+                _ = compiled(&model);
+            }
+        }
+    }
 }

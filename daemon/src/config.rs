@@ -32,6 +32,10 @@ pub struct Config {
     /// `<state_dir>/models`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub models_dir: Option<PathBuf>,
+    /// Folder in which compiled models are kept, so that a restart is quick; safe to delete. Default: `$CACHE_DIRECTORY`,
+    /// else `<state_dir>/cache`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
     /// Whether unsigned local models are loaded although a root is provisioned. Default: false.
     pub allow_unsigned: bool,
     /// Inference threads. Default: what the machine (or its CPU quota) has.
@@ -123,6 +127,7 @@ impl Default for Config {
         Config {
             state_dir: None,
             models_dir: None,
+            cache_dir: None,
             allow_unsigned: false,
             workers: None,
             grace_ms: 10_000,

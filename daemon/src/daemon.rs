@@ -139,6 +139,7 @@ impl Background {
             proofs: proofs.clone(),
             board: fleet_board.clone(),
             sources: sources(config, state_dir),
+            cache_dir: config.cache_dir.clone().unwrap_or_else(|| machine::default_cache_dir(state_dir)),
             failed: Box::new(move |failure| drop(failed.send(updates::Command::LoadFailed(failure)))),
         };
         let updates = Updates {
@@ -325,6 +326,7 @@ impl Shell<'_> {
         let old = &self.config;
         let fixed = [
             ("state_dir", old.state_dir != new.state_dir),
+            ("cache_dir", old.cache_dir != new.cache_dir),
             ("workers", old.workers != new.workers),
             ("socket.path", old.socket.path != new.socket.path),
             ("limits", old.limits != new.limits),

@@ -109,6 +109,8 @@ pub(crate) struct Fleet {
     pub(crate) proofs: Arc<Proofs>,
     pub(crate) board: Arc<Board>,
     pub(crate) sources: Sources,
+    /// Of compiled models.
+    pub(crate) cache_dir: PathBuf,
     pub(crate) failed: Box<dyn Fn(LoadFailed) + Send>,
 }
 
@@ -252,7 +254,8 @@ impl Fleet {
 
     fn prove_and_install(&self, name: &str, bundle: &Bundle, signed: bool) -> Result<Measured, String> {
         let measured = self.proofs.prove(bundle).map_err(|refusal| refusal.to_string())?;
-        let plan = Plan::load(bundle, &PlanOptions::default()).map_err(|error| error.to_string())?;
+        let options = PlanOptions { cache: Some(self.cache_dir.clone()), ..PlanOptions::default() };
+        let plan = Plan::load(bundle, &options).map_err(|error| error.to_string())?;
         let stats = self.floor.loaded(name).map(|(served, _)| served.stats.clone()).unwrap_or_default();
         let loaded = Loaded {
             plan: Arc::new(plan),

@@ -45,6 +45,15 @@ pub(crate) fn default_state_dir() -> PathBuf {
         .join("tractd")
 }
 
+/// Where compiled models are kept when nothing says otherwise.
+pub(crate) fn default_cache_dir(state_dir: &Path) -> PathBuf {
+    // A service has the folder that its unit's CacheDirectory= made.
+    match std::env::var_os("CACHE_DIRECTORY").filter(|value| !value.is_empty()) {
+        Some(dir) => dir.into(),
+        None => state_dir.join("cache"),
+    }
+}
+
 fn mem_total_bytes(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)

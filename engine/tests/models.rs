@@ -3,7 +3,7 @@
 // Clippy lets unwrap through in #[test] functions only, not in what they call.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tract_onnx::prelude::{Framework, InferenceModelExt, TVec, Tensor as TractTensor, tvec};
@@ -273,4 +273,73 @@ fn manifest_and_graph_must_agree() {
         "dtype = \"i32\"\nshape = [1, 5]",
         "output `scores` is i32 by the manifest, f32 in the graph",
     );
+}
+
+fn load_cached(name: &str, cache: &Path) -> Arc<Plan> {
+    let options = PlanOptions { cache: Some(cache.to_owned()), ..PlanOptions::default() };
+    Arc::new(Plan::load(&bundle(name), &options).unwrap())
+}
+
+fn answer(plan: &Arc<Plan>) -> Vec<Vec<u8>> {
+    let input = &plan.bundle().manifest.as_ref().unwrap().golden[0].inputs[0];
+    let data = plan.bundle().golden(input).unwrap();
+    let spec = &plan.inputs()[0].tensor;
+    let shape = spec.resolved(&plan.bundle().manifest.as_ref().unwrap().golden[0].shape).unwrap();
+    let mut session = Session::new(plan.clone()).unwrap();
+    let output = run(&mut session, view(&spec.name, spec.dtype, &shape, &data)).unwrap();
+    output.tensors.iter().map(|tensor| tensor.data.to_vec()).collect()
+}
+
+/// Runs without tract and has no free dimensions: what a cache keeps.
+const KEPT: &str = "qdq-sigmoid";
+
+#[test]
+fn a_cached_plan_gives_the_same_bytes() {
+    let cache = tempfile::tempdir().unwrap();
+    for name in QUANTISED.iter().chain(&["pictures", "rows"]) {
+        let plain = load(name);
+        let kept = plain.report().outside().count() == 0 && plain.free_dims().is_empty();
+        assert!(kept || *name != KEPT, "{name}");
+        for from_cache in [false, kept] {
+            let plan = load_cached(name, cache.path());
+            assert_eq!(plan.is_from_cache(), from_cache, "{name}");
+            assert_eq!(answer(&plan), answer(&plain), "{name}");
+            assert_eq!((plan.report(), plan.weight_bytes()), (plain.report(), plain.weight_bytes()));
+            assert_eq!((plan.inputs(), plan.outputs()), (plain.inputs(), plain.outputs()));
+        }
+    }
+}
+
+#[test]
+fn a_wrong_cache_is_made_anew() {
+    let cache = tempfile::tempdir().unwrap();
+    let expected = answer(&load_cached(KEPT, cache.path()));
+    let file = std::fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+    let good = std::fs::read(&file).unwrap();
+    let flipped = |at: usize| {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let wrong =
+        [vec![], good[..good.len() / 2].to_vec(), flipped(0), flipped(good.len() - 1), vec![0xff; 100_000]];
+    for bytes in wrong {
+        std::fs::write(&file, bytes).unwrap();
+        for from_cache in [false, true] {
+            let plan = load_cached(KEPT, cache.path());
+            assert_eq!(plan.is_from_cache(), from_cache);
+            assert_eq!(answer(&plan), expected);
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), good);
+    }
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for _ in 0..2 {
+        assert!(!load_cached(KEPT, &file.join("cache")).is_from_cache());
+    }
 }

@@ -6,6 +6,36 @@ use tract_onnx::tract_hir::infer::Factoid;
 use tractd_compiler::{Compiled, Form, Options, Port, compile};
 use tractd_kernels::Tier;
 
+/// A recorded graph.
+pub(crate) struct Case<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) model: ModelProto,
+    pub(crate) input: Vec<u8>,
+    pub(crate) expected: Vec<f32>,
+    /// Of the last quantisation.
+    pub(crate) step: f32,
+}
+
+/// Those of one of the files in `models`.
+pub(crate) fn cases(mut file: &[u8]) -> Vec<Case<'_>> {
+    fn part<'a>(file: &mut &'a [u8]) -> &'a [u8] {
+        let (length, rest) = file.split_first_chunk::<4>().unwrap();
+        let (part, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
+        *file = rest;
+        part
+    }
+    let mut cases = vec![];
+    while !file.is_empty() {
+        let name = std::str::from_utf8(part(&mut file)).unwrap();
+        let (model, input, expected) = (part(&mut file), part(&mut file), part(&mut file));
+        let (step, rest) = file.split_first_chunk::<4>().unwrap();
+        file = rest;
+        let (model, expected) = (parse(model), floats(expected));
+        cases.push(Case { name, model, input: input.to_vec(), expected, step: f32::from_le_bytes(*step) });
+    }
+    cases
+}
+
 pub(crate) fn parse(file: &[u8]) -> ModelProto {
     tract_onnx::onnx().proto_model_for_read(&mut &*file).unwrap()
 }

@@ -138,3 +138,24 @@ fn an_unknown_key_is_refused_by_the_check_and_survived_at_boot() {
     assert_eq!(said.code, Some(2), "{}{}", said.out, said.err);
     assert!(said.err.contains("limits.jobs_per_modle"), "{}", said.err);
 }
+
+#[test]
+fn compiled_models_are_kept_and_may_be_deleted() {
+    let home = Home::new();
+    let cache = home.config().with_file_name("elsewhere");
+    let mqtt = "[mqtt]\nenabled = false\n[update]\nenabled = false\n";
+    let home = home.with_config(&format!("cache_dir = \"{}\"\n{mqtt}", cache.display()));
+    home.put_model(&digits::dir(1), "digits", 1);
+    let kept = || std::fs::read_dir(&cache).map_or(0, Iterator::count);
+    // Made, found, and made again.
+    for delete in [false, true, false] {
+        let mut daemon = home.start();
+        answers_as(&daemon, 1);
+        assert!(daemon.process.terminate().success());
+        assert_eq!(kept(), 1);
+        if delete {
+            std::fs::remove_dir_all(&cache).unwrap();
+        }
+    }
+    assert!(!home.state().join("cache").exists());
+}
