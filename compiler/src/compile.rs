@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tract_onnx::pb::ModelProto;
-use tractd_kernels::{Program, ProgramError, Tier};
+use tractd_kernels::{Program, ProgramError, ProgramSpec, Tier};
 
 use crate::fold::{Folded, fold};
 use crate::graph::{Graph, NodeId};
@@ -64,6 +64,15 @@ pub fn compile(
     shapes: &[(&str, &[usize])],
     options: &Options,
 ) -> Result<Compiled, CompileError> {
+    compile_with_specs(model, shapes, options).map(|(compiled, _)| compiled)
+}
+
+/// And the descriptions of the regions' programs.
+pub(crate) fn compile_with_specs(
+    model: &ModelProto,
+    shapes: &[(&str, &[usize])],
+    options: &Options,
+) -> Result<(Compiled, Vec<ProgramSpec>), CompileError> {
     let graph = Graph::new(model)?;
     let shapes = Shapes::new(&graph, shapes)?;
     let mut banned = HashMap::new();
@@ -84,7 +93,7 @@ pub fn compile(
 pub fn without_kernels(model: &ModelProto, shapes: &[(&str, &[usize])]) -> Result<Compiled, CompileError> {
     let graph = Graph::new(model)?;
     let shapes = Shapes::new(&graph, shapes)?;
-    left_to_tract(model, &graph, &shapes, "the kernels are not to be used")
+    left_to_tract(model, &graph, &shapes, "the kernels are not to be used").map(|(compiled, _)| compiled)
 }
 
 fn left_to_tract(
@@ -92,7 +101,7 @@ fn left_to_tract(
     graph: &Graph<'_>,
     shapes: &Shapes,
     why: &str,
-) -> Result<Compiled, CompileError> {
+) -> Result<(Compiled, Vec<ProgramSpec>), CompileError> {
     let all = (0..graph.nodes.len()).map(|id| (id, why.to_owned()));
     let cut = Cut::new(graph, shapes, &all.collect())?;
     Ok(cut.finish(model, graph, shapes, vec![]))
@@ -169,15 +178,17 @@ impl Cut {
         graph: &Graph<'_>,
         shapes: &Shapes,
         programs: Vec<Program>,
-    ) -> Compiled {
+    ) -> (Compiled, Vec<ProgramSpec>) {
         let Cut { folded, regions, moved, lowered } = self;
         let mut steps: HashMap<usize, Place> = HashMap::new();
         let mut packed = Vec::with_capacity(lowered.len());
+        let mut specs = Vec::with_capacity(lowered.len());
         for (index, ((level, region), program)) in lowered.into_iter().zip(programs).enumerate() {
             for (step, &op) in region.ops.iter().enumerate() {
                 steps.entry(op).or_insert(Place::Int8 { region: index, step });
             }
             packed.push((level, Arc::new(Region::new(program, region.feeds, region.outputs))));
+            specs.push(region.spec);
         }
         // Without any region, nothing is taken.
         let taken: Vec<bool> = folded.homes.iter().map(|home| home.is_some() && !packed.is_empty()).collect();
@@ -203,7 +214,7 @@ impl Cut {
                 }
             }
         };
-        Compiled { form, report }
+        (Compiled { form, report }, specs)
     }
 }
 

@@ -78,7 +78,7 @@ impl Fuse<'_> {
                 let each = |value: usize| {
                     let product =
                         (i32::from(a[value]) - i32::from(za)) * (i32::from(b[value]) - i32::from(zb));
-                    requant(product as f32 * step.multiplier, zy, step.clamp)
+                    bounded(product as f32 * step.multiplier + f32::from(zy), step.clamp)
                 };
                 (root, Box::new(std::array::from_fn(each)), step.output)
             }
@@ -88,11 +88,11 @@ impl Fuse<'_> {
                     return;
                 }
                 let (za, zb, zy) = (zero(step.a), zero(step.b), zero(step.output));
-                let (ma, mb) = (step.a_multiplier, step.b_multiplier);
-                let k = f32::from(zy) - f32::from(za) * ma - f32::from(zb) * mb;
+                let less = |value: u8, zero: u8| f32::from(value) - f32::from(zero);
                 let each = |value: usize| {
-                    let sum = (f32::from(a[value]) * ma + f32::from(b[value]) * mb) + k;
-                    sum.max(f32::from(step.clamp.low)).min(f32::from(step.clamp.high)).round_ties_even() as u8
+                    let a = less(a[value], za) * step.a_multiplier;
+                    let b = less(b[value], zb) * step.b_multiplier;
+                    bounded((a + b) + f32::from(zy), step.clamp)
                 };
                 (root, Box::new(std::array::from_fn(each)), step.output)
             }
@@ -164,7 +164,6 @@ impl Fuse<'_> {
 }
 
 /// As the kernels do it.
-fn requant(value: f32, zero: u8, clamp: Clamp) -> u8 {
-    let (low, high) = (f32::from(clamp.low) - f32::from(zero), f32::from(clamp.high) - f32::from(zero));
-    (value.max(low).min(high).round_ties_even() as i32 + i32::from(zero)) as u8
+fn bounded(value: f32, clamp: Clamp) -> u8 {
+    value.max(f32::from(clamp.low)).min(f32::from(clamp.high)).round_ties_even() as u8
 }

@@ -27,6 +27,7 @@ mod regions;
 mod report;
 mod rewrite;
 mod shapes;
+mod stored;
 mod window;
 
 pub use compile::{Compiled, Form, Options, compile, without_kernels};
@@ -35,5 +36,6 @@ pub use lower::Port;
 pub use op::{DOMAIN, OPERATOR, attach, register};
 pub use region::{Region, Whole};
 pub use report::{NodeReport, Place, Report};
+pub use stored::{compile_and_store, restore};
 // What callers need of the kernels to run what was compiled.
 pub use tractd_kernels::{Arena, Element, Tier};

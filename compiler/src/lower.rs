@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
 use tractd_kernels::{
     BufferId, DequantizeSpec, Element, External, Layout, LoadSpec, ProgramSpec, QuantizeSpec, SoftmaxF32Spec,
     StepSpec, StoreSpec,
@@ -13,7 +14,7 @@ use crate::ir::{Ir, Kind, OpId, Order, Tensor, renumber};
 use crate::regions::Regions;
 
 /// A tensor a region exchanges with tract or the caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// ONNX's name of it.
     pub name: String,
@@ -24,7 +25,7 @@ pub struct Port {
 }
 
 /// Where an input of a program comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Feed {
     /// The next of the region's input tensors.
     Port(Port),

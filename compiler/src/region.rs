@@ -11,7 +11,7 @@ use crate::lower::Feed;
 /// A region, packed. Immutable and shared; each session runs it in an arena of its own.
 pub struct Region {
     program: Program,
-    feeds: Vec<Feed>,
+    pub(crate) feeds: Vec<Feed>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
 }
@@ -76,11 +76,11 @@ impl fmt::Debug for Region {
 /// A graph that is one region altogether: it runs without tract.
 #[derive(Debug)]
 pub struct Whole {
-    region: Arc<Region>,
+    pub(crate) region: Arc<Region>,
     /// By the region's inputs, which of the graph's.
-    inputs: Vec<usize>,
+    pub(crate) inputs: Vec<usize>,
     /// By the region's outputs, which of the graph's.
-    outputs: Vec<usize>,
+    pub(crate) outputs: Vec<usize>,
 }
 
 impl Whole {

@@ -1,7 +1,9 @@
 //! What runs where, for people.
 
+use serde::{Deserialize, Serialize};
+
 /// Where each node went.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// In the order of the file.
     pub nodes: Vec<NodeReport>,
@@ -12,7 +14,7 @@ pub struct Report {
 }
 
 /// Where one node went.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeReport {
     /// Its name, or its first output's.
     pub name: String,
@@ -25,7 +27,7 @@ pub struct NodeReport {
 }
 
 /// What runs a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Place {
     /// A step of a region's program.
     Int8 {

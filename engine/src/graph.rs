@@ -1,12 +1,14 @@
 //! The ONNX file read, checked and parsed; not yet made for any shapes.
 
+use prost::Message;
 use tract_onnx::Onnx;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto};
 use tract_onnx::prelude::*;
 use tractd_bundle::{Manifest, OutputSpec};
-use tractd_compiler::{Form, Options, Region, Report, Tier, Whole};
+use tractd_compiler::{Compiled, Form, Options, Region, Report, Tier, Whole};
 
 use crate::LoadError;
+use crate::cache::{Cache, Entry};
 use crate::convert::to_tract;
 use crate::exec::Executable;
 use crate::guard;
@@ -58,30 +60,78 @@ impl Graph {
             .proto_model_for_read(&mut &*file)
             .map_err(|error| LoadError::NotOnnx(error.root_cause().to_string()))?;
         let graph = proto.graph.as_ref().ok_or_else(|| LoadError::NotOnnx("it has no graph".to_owned()))?;
-        let interface = match manifest {
-            Some(manifest) => interface::from_manifest(manifest, graph)?,
-            None => interface::from_graph(graph, labels)?,
-        };
         let weight_bytes = graph.initializer.iter().map(tensor_bytes).sum();
+        let interface = interface_of(graph, manifest, labels)?;
         Ok((Graph { interface: interface.clone(), tier, weight_bytes, proto }, interface))
+    }
+
+    /// What [`Graph::prepare_and_store`] kept, if all of it is sound.
+    pub(crate) fn restore(
+        entry: &Entry<'_>,
+        manifest: Option<&Manifest>,
+        labels: usize,
+        tier: Tier,
+    ) -> Option<(Graph, Interface, Executable)> {
+        let proto = ModelProto::decode(entry.interface).ok()?;
+        let interface = interface_of(proto.graph.as_ref()?, manifest, labels).ok()?;
+        let compiled = tractd_compiler::restore(entry.compiled, tier)?;
+        let Form::Whole(whole) = compiled.form else { return None };
+        let graph =
+            Graph { interface: interface.clone(), tier: Some(tier), weight_bytes: entry.weight_bytes, proto };
+        let executable = graph.whole(whole, compiled.report).ok()?;
+        Some((graph, interface, executable))
     }
 
     /// Makes the graph for inputs of `shapes`, in the order of the specs. Slow: this is where all the
     /// optimising happens.
     pub(crate) fn prepare(&self, shapes: &[Vec<u32>]) -> Result<Executable, LoadError> {
-        let names = self.interface.inputs.iter().map(|input| input.tensor.name.as_str());
-        let sizes: Vec<Vec<usize>> =
-            shapes.iter().map(|shape| shape.iter().map(|&dim| dim as usize).collect()).collect();
-        let named: Vec<(&str, &[usize])> = names.zip(sizes.iter().map(Vec::as_slice)).collect();
+        let sizes = sizes(shapes);
+        let named = self.named(&sizes);
         let compiled = match self.tier {
             Some(tier) => tractd_compiler::compile(&self.proto, &named, &Options { tier }),
             None => tractd_compiler::without_kernels(&self.proto, &named),
         };
-        let compiled = compiled.map_err(|error| LoadError::Graph(error.to_string()))?;
+        self.executable(compiled.map_err(|error| LoadError::Graph(error.to_string()))?, &sizes)
+    }
+
+    /// As [`Graph::prepare`], and keeps in `cache` what [`Graph::restore`] makes the same of, where that is possible.
+    pub(crate) fn prepare_and_store(
+        &self,
+        shapes: &[Vec<u32>],
+        cache: &Cache<'_>,
+    ) -> Result<Executable, LoadError> {
+        let Some(tier) = self.tier else { return self.prepare(shapes) };
+        let sizes = sizes(shapes);
+        let (compiled, stored) =
+            tractd_compiler::compile_and_store(&self.proto, &self.named(&sizes), &Options { tier })
+                .map_err(|error| LoadError::Graph(error.to_string()))?;
+        if let Some(stored) = stored {
+            let interface = self.declarations()?.encode_to_vec();
+            let entry = Entry { interface: &interface, weight_bytes: self.weight_bytes, compiled: &stored };
+            // A cache that cannot be written is none.
+            _ = cache.write(&entry);
+        }
+        self.executable(compiled, &sizes)
+    }
+
+    /// The file without what computes.
+    fn declarations(&self) -> Result<ModelProto, LoadError> {
+        let graph = self.proto.graph.as_ref().ok_or_else(lost)?;
+        let input = interface::graph_inputs(graph).cloned().collect();
+        let graph = GraphProto { input, output: graph.output.clone(), ..GraphProto::default() };
+        Ok(ModelProto { graph: Some(graph), ..ModelProto::default() })
+    }
+
+    fn named<'a>(&'a self, sizes: &'a [Vec<usize>]) -> Vec<(&'a str, &'a [usize])> {
+        let names = self.interface.inputs.iter().map(|input| input.tensor.name.as_str());
+        names.zip(sizes.iter().map(Vec::as_slice)).collect()
+    }
+
+    fn executable(&self, compiled: Compiled, sizes: &[Vec<usize>]) -> Result<Executable, LoadError> {
         match compiled.form {
             Form::Whole(whole) => self.whole(whole, compiled.report),
-            Form::Mixed { model, regions } => self.on_tract(&model, &regions, &sizes, compiled.report),
-            Form::Tract => self.on_tract(&self.proto, &[], &sizes, compiled.report),
+            Form::Mixed { model, regions } => self.on_tract(&model, &regions, sizes, compiled.report),
+            Form::Tract => self.on_tract(&self.proto, &[], sizes, compiled.report),
         }
     }
 
@@ -116,6 +166,21 @@ impl Graph {
         }
         Executable::on_tract(model, report).map_err(not_sound)
     }
+}
+
+fn interface_of(
+    graph: &GraphProto,
+    manifest: Option<&Manifest>,
+    labels: usize,
+) -> Result<Interface, LoadError> {
+    match manifest {
+        Some(manifest) => interface::from_manifest(manifest, graph),
+        None => interface::from_graph(graph, labels),
+    }
+}
+
+fn sizes(shapes: &[Vec<u32>]) -> Vec<Vec<usize>> {
+    shapes.iter().map(|shape| shape.iter().map(|&dim| dim as usize).collect()).collect()
 }
 
 fn lost() -> LoadError {

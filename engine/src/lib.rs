@@ -7,6 +7,7 @@
 //! Inside, a graph runs on tract. This crate knows no transport and no runtime; it blocks, and one session
 //! uses one thread.
 
+mod cache;
 mod convert;
 mod exec;
 mod finite;

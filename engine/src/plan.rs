@@ -1,10 +1,12 @@
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, fs, io};
 
 use tractd_bundle::{Bundle, Digest, Dim, InputSpec, OutputSpec};
 use tractd_compiler::{Report, Tier};
 
+use crate::cache::Cache;
 use crate::exec::Executable;
 use crate::graph::Graph;
 use crate::interface::{Interface, shape_text};
@@ -25,6 +27,8 @@ pub struct PlanOptions {
     pub tier: Tier,
     /// Whether these kernels run what they can of a graph; without, tract runs it all, for comparison.
     pub int8: bool,
+    /// Folder in which compiled graphs are kept and looked for; it is made where it is missing. By default nothing is kept.
+    pub cache: Option<PathBuf>,
 }
 
 impl Default for PlanOptions {
@@ -35,6 +39,7 @@ impl Default for PlanOptions {
             image_pixels_max: 36_000_000,
             tier: Tier::detect(),
             int8: true,
+            cache: None,
         }
     }
 }
@@ -75,12 +80,23 @@ pub struct Plan {
     labels: Vec<Arc<str>>,
     weight_bytes: u64,
     report: Report,
+    from_cache: bool,
     free: Vec<String>,
     /// Kept to make the graph for further shapes; a model without free dimensions is done with it.
     graph: Option<Graph>,
     /// Least recently used first. A lock because sessions on several threads look up what one of them
     /// prepared; it is held for the look-up only, never while a graph is prepared.
     prepared: Mutex<Vec<(Shapes, Arc<Executable>)>>,
+}
+
+/// What a plan is put together from.
+struct Made {
+    graph: Graph,
+    interface: Interface,
+    free: Vec<String>,
+    shapes: Shapes,
+    executable: Executable,
+    from_cache: bool,
 }
 
 /// The sizes of a plan's free dimensions, in the order of [`Plan::free`].
@@ -94,27 +110,63 @@ impl Plan {
     /// [`LoadError`]
     pub fn load(bundle: &Bundle, options: &PlanOptions) -> Result<Plan, LoadError> {
         let labels: Vec<Arc<str>> = bundle.labels()?.into_iter().map(Arc::from).collect();
+        let dir = options.cache.as_deref().filter(|_| options.int8);
+        let cache = dir.map(|dir| Cache::new(dir, bundle.digest, options.tier));
+        if let Some(plan) = cache.as_ref().and_then(|cache| Plan::restore(bundle, options, &labels, cache)) {
+            return Ok(plan);
+        }
         let file = fs::read(bundle.model_path())?;
         let manifest = bundle.manifest.as_ref();
         let tier = options.int8.then_some(options.tier);
-        let (graph, mut interface) = Graph::read(&file, manifest, labels.len(), tier)?;
+        let (graph, interface) = Graph::read(&file, manifest, labels.len(), tier)?;
         drop(file);
         check_labels(&interface, &labels)?;
-
-        let mut free: Vec<String> =
-            interface.inputs.iter().flat_map(|input| input.tensor.free_dims()).map(str::to_owned).collect();
-        free.sort_unstable();
-        free.dedup();
+        let free = free_dims(&interface);
         // The author's own shapes, if there are any: 1 can be too small for a graph, and tells less.
         let golden = manifest.and_then(|manifest| manifest.golden.first());
         let size = |name: &String| golden.and_then(|golden| golden.shape.get(name)).copied().unwrap_or(1);
         let shapes: Shapes = free.iter().map(size).collect();
-        let executable = graph.prepare(&input_shapes(&interface, &free, &shapes))?;
-        check_outputs(&mut interface, &executable, bundle.manifest.is_none() && free.is_empty())?;
+        let inputs = input_shapes(&interface, &free, &shapes);
+        let executable = match cache {
+            Some(cache) if free.is_empty() => graph.prepare_and_store(&inputs, &cache)?,
+            _ => graph.prepare(&inputs)?,
+        };
+        let made = Made { graph, interface, free, shapes, executable, from_cache: false };
+        Plan::new(bundle, options, labels, made)
+    }
 
+    /// The plan kept of this bundle, if there is one and nothing is wrong with it.
+    fn restore(
+        bundle: &Bundle,
+        options: &PlanOptions,
+        labels: &[Arc<str>],
+        cache: &Cache<'_>,
+    ) -> Option<Plan> {
+        let content = cache.read()?;
+        let entry = cache.entry(&content)?;
+        let (graph, interface, executable) =
+            Graph::restore(&entry, bundle.manifest.as_ref(), labels.len(), options.tier)?;
+        check_labels(&interface, labels).ok()?;
+        let free = free_dims(&interface);
+        if !free.is_empty() {
+            return None;
+        }
+        let made = Made { graph, interface, free, shapes: vec![], executable, from_cache: true };
+        Plan::new(bundle, options, labels.to_vec(), made).ok()
+    }
+
+    fn new(
+        bundle: &Bundle,
+        options: &PlanOptions,
+        labels: Vec<Arc<str>>,
+        made: Made,
+    ) -> Result<Plan, LoadError> {
+        let Made { graph, mut interface, free, shapes, executable, from_cache } = made;
+        check_outputs(&mut interface, &executable, bundle.manifest.is_none() && free.is_empty())?;
         Ok(Plan {
             bundle: bundle.clone(),
             options: options.clone(),
+            from_cache,
             output_names: interface.outputs.iter().map(|out| Arc::from(out.tensor.name.as_str())).collect(),
             interface,
             labels,
@@ -171,6 +223,11 @@ impl Plan {
         &self.report
     }
 
+    /// Whether [`PlanOptions::cache`] had it.
+    pub fn is_from_cache(&self) -> bool {
+        self.from_cache
+    }
+
     /// Whether [`crate::Input::Media`] is understood.
     pub fn takes_media(&self) -> bool {
         self.interface.inputs.iter().any(|input| input.image.is_some())
@@ -225,6 +282,14 @@ impl fmt::Debug for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Plan({} {} {})", self.name(), self.version(), self.digest().short())
     }
+}
+
+fn free_dims(interface: &Interface) -> Vec<String> {
+    let mut free: Vec<String> =
+        interface.inputs.iter().flat_map(|input| input.tensor.free_dims()).map(str::to_owned).collect();
+    free.sort_unstable();
+    free.dedup();
+    free
 }
 
 fn input_shapes(interface: &Interface, free: &[String], shapes: &Shapes) -> Vec<Vec<u32>> {

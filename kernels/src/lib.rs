@@ -10,10 +10,11 @@
 //! - Convolution, depthwise, dense: `acc = bias + Σ (x − zx)·(w − zw)` in i32. `Program::new` refuses a layer that could overflow.
 //! - Requantisation: `q = clamp(round_ties_even(acc as f32 * multiplier) + zy, low, high)`; the product is one f32
 //!   multiplication, and what leaves i32 saturates.
-//! - Addition: `clamp(round_ties_even((a as f32 * ma + b as f32 * mb) + k), low, high)`,
-//!   `k = zy as f32 - za as f32 * ma - zb as f32 * mb`, each operation rounded to f32 on its own, never contracted.
-//! - Multiplication: `acc = (a − za)·(b − zb)`, then requantisation.
-//! - Averages: `acc = Σ (x − zx)`, then requantisation with `multiplier / count`.
+//! - Addition: `clamp(round_ties_even(((a − za) as f32 * ma + (b − zb) as f32 * mb) + zy as f32), low, high)`, each operation
+//!   rounded to f32 on its own, never contracted. Zero points go first, so that tensors shifted from i8 give the same bits.
+//! - Multiplication: `acc = (a − za)·(b − zb)`, then `clamp(round_ties_even(acc as f32 * multiplier + zy as f32), low, high)`,
+//!   two operations, not contracted.
+//! - Averages: `acc = Σ (x − zx)`, then as a product or as a convolution's sum, by [`Rounding`], with `multiplier / count`.
 //! - Quantisation of f32: `clamp(round_ties_even(x / scale) + zero_point, 0, 255)`; NaN becomes 0.
 //!
 //! # What this crate deliberately does not do
@@ -22,6 +23,8 @@
 mod arena;
 #[cfg(any(target_arch = "aarch64", target_arch = "arm"))]
 mod arm;
+#[cfg(feature = "serde")]
+mod bytes;
 mod error;
 mod kernel;
 mod layout;

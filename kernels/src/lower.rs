@@ -214,13 +214,14 @@ impl Lower<'_> {
             }
             StepSpec::AveragePool(s) => {
                 let (input, output) = self.pooled(s.input, s.output, &s.window)?;
-                let requant = requant(output.zero_point, Clamp::default())?;
+                let (shift, requant) = shifted(s.rounding, output.zero_point, Clamp::default())?;
                 let multiplier = factor(s.multiplier)?;
                 let pool = step::AveragePool {
                     input,
                     window: s.window,
                     divisor: s.divisor,
                     multiplier,
+                    shift,
                     requant,
                     output,
                 };
@@ -235,8 +236,9 @@ impl Lower<'_> {
             }
             StepSpec::Mul(s) => {
                 let (a, b, output) = self.operands(s.a, s.b, s.output)?;
-                let (multiplier, requant) = (factor(s.multiplier)?, requant(output.zero_point, s.clamp)?);
-                ("mul", (kernels.mul)(step::Mul { a, b, multiplier, requant, output }), output.height, 0)
+                let (shift, requant) = shifted(Rounding::After, output.zero_point, s.clamp)?;
+                let mul = step::Mul { a, b, multiplier: factor(s.multiplier)?, shift, requant, output };
+                ("mul", (kernels.mul)(mul), output.height, 0)
             }
             StepSpec::Table(s) => {
                 let (input, output) = (self.views[s.input.0], self.views[s.output.0]);
@@ -318,13 +320,13 @@ impl Lower<'_> {
     fn conv(&self, s: &ConvSpec) -> Result<Lowered, Reason> {
         let (input, output) = (self.views[s.input.0], self.views[s.output.0]);
         let channels = Channels::new(s, input.channels, output.channels)?;
-        let (weights, bias) = channels.fold(s, input.zero_point)?;
+        let Folded { weights, bias, magnitudes } = channels.fold(s, input.zero_point)?;
         let multipliers =
             per_channel(&s.multipliers, output.channels).ok_or("a wrong number of multipliers")?;
         if multipliers.iter().any(|&multiplier| factor(multiplier).is_err()) {
             return Err("a scale that is not a positive number in range");
         }
-        let saturates = channels.saturates(&weights, &bias, &multipliers);
+        let saturates = saturates(&magnitudes, &multipliers);
         let requant = requant(s.zero_point, s.clamp)?;
         let residual = s.residual.as_ref().map(|r| self.residual(r, s.zero_point, &output)).transpose()?;
         let saturates = saturates || residual.as_ref().is_some_and(|r| r.sum.saturates());
@@ -425,8 +427,7 @@ impl Channels {
         self.taps * self.depth
     }
 
-    /// Weights `[c_out][tap][depth]` without their zero points, and the bias with the input's zero point folded in.
-    fn fold(&self, s: &ConvSpec, zero_point: u8) -> Result<(Vec<i16>, Vec<i32>), Reason> {
+    fn fold(&self, s: &ConvSpec, zero_point: u8) -> Result<Folded, Reason> {
         let zero_points = match s.weight_zero_points.is_empty() {
             true => vec![0; self.outputs],
             false => per_channel(&s.weight_zero_points, self.outputs)
@@ -440,29 +441,42 @@ impl Channels {
             return Err("a wrong number of biases");
         }
         let mut folded = vec![0i16; s.weights.len()];
+        let mut magnitudes = Vec::with_capacity(self.outputs);
         let rows = s.weights.chunks_exact(self.row()).zip(folded.chunks_exact_mut(self.row()));
         for ((from, to), (bias, zero)) in rows.zip(bias.iter_mut().zip(zero_points)) {
-            for (tap, to) in to.chunks_exact_mut(self.depth).enumerate() {
-                let from = from[tap..].iter().step_by(self.taps);
-                to.iter_mut().zip(from).for_each(|(to, &w)| *to = i16::from(w) - i16::from(zero));
+            let less = |(to, &w): (&mut i16, &i8)| *to = i16::from(w) - i16::from(zero);
+            match self.taps {
+                // A plain loop becomes vectors.
+                1 => to.iter_mut().zip(from).for_each(less),
+                taps => to.chunks_exact_mut(self.depth).enumerate().for_each(|(tap, to)| {
+                    to.iter_mut().zip(from[tap..].iter().step_by(taps)).for_each(less);
+                }),
             }
             let (sum, magnitude) = extent(to);
             if i64::from(*bias).abs() + 255 * magnitude > i64::from(i32::MAX) {
                 return Err("sums that could overflow 32 bits");
             }
             *bias = (i64::from(*bias) - i64::from(zero_point) * sum) as i32;
+            magnitudes.push(i64::from(*bias).abs() + 255 * magnitude);
         }
-        Ok((folded, bias))
+        Ok(Folded { weights: folded, bias, magnitudes })
     }
+}
 
-    fn saturates(&self, weights: &[i16], bias: &[i32], multipliers: &[f32]) -> bool {
-        const SAFE: f64 = (1 << 30) as f64;
-        let rows = weights.chunks_exact(self.row()).zip(bias.iter().zip(multipliers));
-        rows.into_iter().any(|(row, (&bias, &multiplier))| {
-            let (_, magnitude) = extent(row);
-            (i64::from(bias).abs() + 255 * magnitude) as f64 * f64::from(multiplier) > SAFE
-        })
-    }
+/// The weights and biases of a convolution with its zero points folded in.
+struct Folded {
+    /// `[c_out][tap][depth]`
+    weights: Vec<i16>,
+    /// By output channel.
+    bias: Vec<i32>,
+    /// What no sum exceeds, by output channel.
+    magnitudes: Vec<i64>,
+}
+
+/// Whether a scaled sum may leave i32.
+fn saturates(magnitudes: &[i64], multipliers: &[f32]) -> bool {
+    const SAFE: f64 = (1 << 30) as f64;
+    magnitudes.iter().zip(multipliers).any(|(&sum, &multiplier)| sum as f64 * f64::from(multiplier) > SAFE)
 }
 
 /// Sum of weights, and of their magnitudes.
@@ -531,6 +545,15 @@ fn check_clamp(clamp: Clamp) -> Result<Clamp, Reason> {
 
 fn requant(zero_point: u8, clamp: Clamp) -> Result<Requant, Reason> {
     check_clamp(clamp).map(|clamp| Requant { zero_point, clamp })
+}
+
+/// What is added before rounding, and what happens afterwards.
+fn shifted(rounding: Rounding, zero_point: u8, clamp: Clamp) -> Result<(f32, Requant), Reason> {
+    let (before, after) = match rounding {
+        Rounding::Before => (0, zero_point),
+        Rounding::After => (zero_point, 0),
+    };
+    Ok((f32::from(before), requant(after, clamp)?))
 }
 
 fn same_shape(a: &View, b: &View) -> Result<(), Reason> {

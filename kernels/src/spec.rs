@@ -15,6 +15,7 @@ pub const FACTOR_MAX: usize = 1 << 12;
 
 /// A whole program: buffers, and steps in the order they run.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ProgramSpec {
     /// Tensors outside of the arena that a run reads.
     pub inputs: Vec<External>,
@@ -36,10 +37,12 @@ impl ProgramSpec {
 
 /// Index into [`ProgramSpec::buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BufferId(pub usize);
 
 /// A u8 activation tensor `[height, width, channels]`, batch 1. A vector is `[1, 1, n]`, a matrix of M rows `[M, 1, n]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BufferSpec {
     /// Rows.
     pub height: usize,
@@ -53,6 +56,7 @@ pub struct BufferSpec {
 
 /// A tensor of the caller, dense and little-endian, at any alignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct External {
     /// Element type.
     pub element: Element,
@@ -75,6 +79,7 @@ impl External {
 
 /// Element type of an external tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Element {
     /// Unsigned byte, taken as it is.
     U8,
@@ -96,6 +101,7 @@ impl Element {
 
 /// Order of the axes of an external tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Layout {
     /// `[channels, height, width]`, ONNX's own.
     Nchw,
@@ -105,6 +111,7 @@ pub enum Layout {
 
 /// Inclusive bounds of a quantised result: a fused ReLU raises `low` to the zero point, ReLU6 also lowers `high`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Clamp {
     /// Least value.
     pub low: u8,
@@ -120,6 +127,7 @@ impl Default for Clamp {
 
 /// One step.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[allow(missing_docs, reason = "each variant's struct is documented")]
 pub enum StepSpec {
     Quantize(QuantizeSpec),
@@ -139,6 +147,7 @@ pub enum StepSpec {
 
 /// External f32 → buffer, `round(x / scale) + zero point of the buffer`.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct QuantizeSpec {
     /// Index into [`ProgramSpec::inputs`]; an f32 tensor of the buffer's shape.
     pub input: usize,
@@ -150,6 +159,7 @@ pub struct QuantizeSpec {
 
 /// Buffer → external f32, `(q − zero point) * scale`.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct DequantizeSpec {
     /// Read.
     pub input: BufferId,
@@ -161,6 +171,7 @@ pub struct DequantizeSpec {
 
 /// External u8 or i8 → buffer; i8 is shifted by +128.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LoadSpec {
     /// Index into [`ProgramSpec::inputs`]; a u8 or i8 tensor of the buffer's shape.
     pub input: usize,
@@ -170,6 +181,7 @@ pub struct LoadSpec {
 
 /// Buffer → external u8 or i8; i8 is shifted by −128.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct StoreSpec {
     /// Read.
     pub input: BufferId,
@@ -179,6 +191,7 @@ pub struct StoreSpec {
 
 /// A sliding window, `[y, x]` each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Window {
     /// Kernel height and width.
     pub kernel: [usize; 2],
@@ -201,6 +214,7 @@ impl Window {
 /// Convolution of any grouping, and dense layers: a dense layer is 1×1 over `[M, 1, K]`, or a window of the input's whole size
 /// over `[H, W, C]` (then ONNX's flattened `[O, C·H·W]` weights are already in the order wanted here).
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ConvSpec {
     /// Read; padded with its zero point.
     pub input: BufferId,
@@ -211,6 +225,7 @@ pub struct ConvSpec {
     /// Divides both channel counts; depthwise when equal to the input's.
     pub groups: usize,
     /// `[c_out, c_in / groups, kernel height, kernel width]`, ONNX's OIHW. (u8 weights: take 128 off them and their zero points.)
+    #[cfg_attr(feature = "serde", serde(with = "crate::bytes::signed"))]
     pub weights: Vec<i8>,
     /// Empty (all zero), one, or one per output channel.
     pub weight_zero_points: Vec<i8>,
@@ -225,11 +240,13 @@ pub struct ConvSpec {
     /// Adds a buffer afterwards, to the bit as an [`AddSpec`] of its own would.
     pub residual: Option<ResidualSpec>,
     /// Looks the result up afterwards, as a [`TableSpec`] of its own would.
+    #[cfg_attr(feature = "serde", serde(with = "crate::bytes::optional_table"))]
     pub table: Option<Box<[u8; 256]>>,
 }
 
 /// The second operand of an addition fused into a convolution: `a` is the convolution's result, `b` this buffer.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ResidualSpec {
     /// Of the output's shape.
     pub buffer: BufferId,
@@ -245,6 +262,7 @@ pub struct ResidualSpec {
 
 /// Maximum over windows; what lies outside never wins. Every window must touch the input.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MaxPoolSpec {
     /// Read.
     pub input: BufferId,
@@ -256,6 +274,7 @@ pub struct MaxPoolSpec {
 
 /// Average over windows; a global average has a window of the input's size and one output pixel.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AveragePoolSpec {
     /// Read.
     pub input: BufferId,
@@ -267,10 +286,23 @@ pub struct AveragePoolSpec {
     pub divisor: Divisor,
     /// Input scale / output scale.
     pub multiplier: f32,
+    /// Which way halves go.
+    pub rounding: Rounding,
+}
+
+/// On which side of the rounding to even the zero point is added: with an odd one, halves go another way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Rounding {
+    /// `round(value) + zero point`, as ONNX defines quantisation and ONNX Runtime averages globally.
+    Before,
+    /// `round(value + zero point)`, as ONNX Runtime averages windows and multiplies.
+    After,
 }
 
 /// What an average is divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Divisor {
     /// Elements inside the input (`count_include_pad = 0`).
     Inside,
@@ -280,6 +312,7 @@ pub enum Divisor {
 
 /// Element-wise sum of two buffers of the output's shape; `b` may be `[1, 1, channels]`.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AddSpec {
     /// Read.
     pub a: BufferId,
@@ -297,6 +330,7 @@ pub struct AddSpec {
 
 /// Element-wise product; `b` has the output's shape or is `[1, 1, channels]` (squeeze-and-excite).
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct MulSpec {
     /// Read.
     pub a: BufferId,
@@ -312,17 +346,20 @@ pub struct MulSpec {
 
 /// `output = table[input]`: any unary function of a quantised tensor, requantisation included.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TableSpec {
     /// Read.
     pub input: BufferId,
     /// Written.
     pub output: BufferId,
     /// By input value.
+    #[cfg_attr(feature = "serde", serde(with = "crate::bytes::table"))]
     pub table: Box<[u8; 256]>,
 }
 
 /// Copies a box `[height, width, channels]`: slices, and the parts of a concatenation.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CopySpec {
     /// Read.
     pub input: BufferId,
@@ -335,11 +372,13 @@ pub struct CopySpec {
     /// Extent.
     pub size: [usize; 3],
     /// Requantises on the way.
+    #[cfg_attr(feature = "serde", serde(with = "crate::bytes::optional_table"))]
     pub table: Option<Box<[u8; 256]>>,
 }
 
 /// Softmax over the channels of each pixel.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SoftmaxSpec {
     /// Read.
     pub input: BufferId,
@@ -353,6 +392,7 @@ pub struct SoftmaxSpec {
 
 /// Softmax over the channels of each pixel, to an external f32 tensor.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SoftmaxF32Spec {
     /// Read.
     pub input: BufferId,

@@ -26,21 +26,22 @@ impl Requant {
     }
 }
 
-/// The factors of an addition.
+/// The factors of an addition, and the zero points of the operands and of the result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sum {
     pub(crate) a: f32,
     pub(crate) b: f32,
-    pub(crate) k: f32,
+    pub(crate) a_zero: f32,
+    pub(crate) b_zero: f32,
+    pub(crate) zero: f32,
     pub(crate) clamp: Clamp,
 }
 
 impl Sum {
-    /// `k` folds the zero points of the operands `[a, b]` and of the result.
     pub(crate) fn new(multipliers: [f32; 2], zero_points: [u8; 2], result: u8, clamp: Clamp) -> Sum {
         let [a, b] = multipliers;
-        let [za, zb] = zero_points.map(f32::from);
-        Sum { a, b, k: f32::from(result) - za * a - zb * b, clamp }
+        let [a_zero, b_zero] = zero_points.map(f32::from);
+        Sum { a, b, a_zero, b_zero, zero: f32::from(result), clamp }
     }
 
     /// Whether a sum may leave the range of i32, so that the conversion itself must saturate.
@@ -50,7 +51,8 @@ impl Sum {
 
     #[inline(always)]
     pub(crate) fn apply(&self, a: u8, b: u8) -> u8 {
-        let value = (f32::from(a) * self.a + f32::from(b) * self.b) + self.k;
+        let (a, b) = (f32::from(a) - self.a_zero, f32::from(b) - self.b_zero);
+        let value = (a * self.a + b * self.b) + self.zero;
         value.max(f32::from(self.clamp.low)).min(f32::from(self.clamp.high)).round_ties_even() as u8
     }
 }
@@ -161,6 +163,8 @@ pub(crate) struct AveragePool {
     pub(crate) window: Window,
     pub(crate) divisor: Divisor,
     pub(crate) multiplier: f32,
+    /// Added to the scaled sum, before it is rounded; what is added afterwards is in `requant`.
+    pub(crate) shift: f32,
     pub(crate) requant: Requant,
     pub(crate) output: View,
 }
@@ -180,6 +184,8 @@ pub(crate) struct Mul {
     pub(crate) a: View,
     pub(crate) b: View,
     pub(crate) multiplier: f32,
+    /// As that of [`AveragePool`].
+    pub(crate) shift: f32,
     pub(crate) requant: Requant,
     pub(crate) output: View,
 }

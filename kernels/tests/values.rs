@@ -116,8 +116,8 @@ fn sums_products_and_averages() {
     let spec = program([1, 2, 2], 10, |spec, input| {
         let mean = spec.buffer(1, 1, 2, 20);
         let window = Window { kernel: [1, 2], ..Window::square(1, 1) };
-        let (divisor, multiplier) = (Divisor::Inside, 2.0);
-        let pool = AveragePoolSpec { input, output: mean, window, divisor, multiplier };
+        let (divisor, multiplier, rounding) = (Divisor::Inside, 2.0, Rounding::Before);
+        let pool = AveragePoolSpec { input, output: mean, window, divisor, multiplier, rounding };
         spec.steps.push(StepSpec::AveragePool(pool));
         let scaled = spec.buffer(1, 2, 2, 50);
         let (multiplier, clamp) = (0.5, Clamp::default());
@@ -136,6 +136,51 @@ fn sums_products_and_averages() {
     });
     // Inputs less zero point: (1, −2) (4, 2). Means · 2: (5, 0). Products / 2: (2.5 → 2, 0) (10, 0). Sums: 2+3+5, 0−6+5, 10+12+5, 0+6+5.
     assert_eq!(run(spec, &[11, 8, 14, 12]), [10, 0, 27, 11]);
+}
+
+#[test]
+fn halves_go_to_the_even_value_before_or_after_an_odd_zero_point() {
+    let averaged = |rounding| {
+        let spec = program([1, 2, 1], 10, |spec, input| {
+            let output = spec.buffer(1, 1, 1, 21);
+            let window = Window { kernel: [1, 2], ..Window::square(1, 1) };
+            let (divisor, multiplier) = (Divisor::Inside, 1.0);
+            let pool = AveragePoolSpec { input, output, window, divisor, multiplier, rounding };
+            spec.steps.push(StepSpec::AveragePool(pool));
+            output
+        });
+        run(spec, &[11, 12])
+    };
+    // 1.5: 2 + 21, or 22.5.
+    assert_eq!(averaged(Rounding::Before), [23]);
+    assert_eq!(averaged(Rounding::After), [22]);
+    let spec = program([1, 1, 2], 10, |spec, input| {
+        let output = spec.buffer(1, 1, 2, 51);
+        let (multiplier, clamp) = (0.5, Clamp::default());
+        spec.steps.push(StepSpec::Mul(MulSpec { a: input, b: input, output, multiplier, clamp }));
+        output
+    });
+    // 0.5 + 51 and 4.5 + 51.
+    assert_eq!(run(spec, &[11, 13]), [52, 56]);
+}
+
+#[test]
+fn sums_are_those_of_the_same_values_with_any_zero_points() {
+    let sum = |shift: u8| {
+        let spec = program([1, 1, 2], shift, |spec, input| {
+            let output = spec.buffer(1, 1, 2, shift);
+            let (multiplier, clamp) = (0.1, Clamp::default());
+            let add =
+                AddSpec { a: input, b: input, output, a_multiplier: multiplier, b_multiplier: 4.9, clamp };
+            spec.steps.push(StepSpec::Add(add));
+            output
+        });
+        run(spec, &[shift + 1, shift + 3]).iter().map(|value| value - shift).collect::<Vec<u8>>()
+    };
+    // In f32, 0.1 + 4.9 is 5 and 0.3 + 14.7 is 15 when nothing else is added.
+    for shift in [0, 1, 100, 128, 231] {
+        assert_eq!(sum(shift), [5, 15]);
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Pooling, element-wise pairs, concatenation and softmax: what both their forms come to.
 
 use tractd_kernels::{
-    AddSpec, AveragePoolSpec, Clamp, CopySpec, Divisor, MaxPoolSpec, MulSpec, SoftmaxSpec, StepSpec, Window,
+    AddSpec, AveragePoolSpec, Clamp, CopySpec, Divisor, MaxPoolSpec, MulSpec, Rounding, SoftmaxSpec,
+    StepSpec, Window,
 };
 
 use super::{Fact, Fold, Taken, leave};
@@ -61,7 +62,15 @@ impl Fold<'_> {
         let divisor = if whole { Divisor::Window } else { Divisor::Inside };
         let [h, w] = sliding.output;
         let shape = [&x.shape[..2], &sliding.output[4 - x.shape.len()..]].concat();
-        self.average(nodes, &x, x_quant, y, sliding.window, divisor, ([h, w, x.shape[1]], shape))
+        self.average(
+            nodes,
+            &x,
+            x_quant,
+            y,
+            sliding.window,
+            (divisor, Rounding::After),
+            ([h, w, x.shape[1]], shape),
+        )
     }
 
     /// Over everything but batch and channels; the result's shape is the node's own.
@@ -75,7 +84,15 @@ impl Fold<'_> {
         let x = self.picture(&x)?;
         let [h, w, c] = self.ir.buffer(x.buffer).dims;
         let window = Window { kernel: [h, w], ..Window::square(1, 1) };
-        self.average(nodes, &x, x_quant, y, window, Divisor::Inside, ([1, 1, c], shape.to_vec()))
+        self.average(
+            nodes,
+            &x,
+            x_quant,
+            y,
+            window,
+            (Divisor::Inside, Rounding::Before),
+            ([1, 1, c], shape.to_vec()),
+        )
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are the step's own fields")]
@@ -86,11 +103,12 @@ impl Fold<'_> {
         x_quant: Quant,
         y: Quant,
         window: Window,
-        divisor: Divisor,
+        (divisor, rounding): (Divisor, Rounding),
         (dims, shape): ([usize; 3], Vec<usize>),
     ) -> Taken<Tensor> {
         let multiplier = x_quant.scale / y.scale;
-        let step = AveragePoolSpec { input: x.buffer, output: self.ir.next(), window, divisor, multiplier };
+        let (input, output) = (x.buffer, self.ir.next());
+        let step = AveragePoolSpec { input, output, window, divisor, multiplier, rounding };
         let buffer = self.ir.push(Kind::Step(StepSpec::AveragePool(step)), nodes.to_vec(), dims, y.zero);
         Ok(Tensor { buffer, order: Order::First, shape, signed: y.signed })
     }

@@ -143,7 +143,14 @@ impl Net {
         let output = self.spec.buffer(1, 1, c, ZERO);
         let window = Window { kernel: [h, w], ..Window::square(1, 1) };
         let (divisor, multiplier) = (Divisor::Inside, 1.0);
-        let pool = AveragePoolSpec { input: self.at, output, window, divisor, multiplier };
+        let pool = AveragePoolSpec {
+            input: self.at,
+            output,
+            window,
+            divisor,
+            multiplier,
+            rounding: Rounding::Before,
+        };
         self.spec.steps.push(StepSpec::AveragePool(pool));
         self.at = output;
     }

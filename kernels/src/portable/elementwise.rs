@@ -37,7 +37,7 @@ impl Portable for Mul {
                 let to = self.output.offset(y, x);
                 for c in 0..self.output.channels {
                     let product = (i32::from(arena[a + c]) - za) * (i32::from(arena[b + c]) - zb);
-                    arena[to + c] = self.requant.apply(product, self.multiplier);
+                    arena[to + c] = self.requant.apply_f32(product as f32 * self.multiplier + self.shift);
                 }
             }
         }

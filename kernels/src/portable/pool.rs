@@ -53,7 +53,8 @@ impl Portable for AveragePool {
                     let taps = (0..height).flat_map(column);
                     let sum: i32 = taps.map(|from| i32::from(memory.arena[from])).sum();
                     let acc = sum - count as i32 * i32::from(input.zero_point);
-                    memory.arena[output.offset(y, x) + c] = self.requant.apply(acc, multiplier);
+                    memory.arena[output.offset(y, x) + c] =
+                        self.requant.apply_f32(acc as f32 * multiplier + self.shift);
                 }
             }
         }

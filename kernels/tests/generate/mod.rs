@@ -344,13 +344,17 @@ pub(crate) fn average_pool(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let (input, output, window) = pooled(b)?;
         let divisor = b.rng.pick(&[Divisor::Inside, Divisor::Window]);
-        let multiplier = (0.3 + b.rng.unit()) * b.rng.pick(&[1.0, 1.0, 1e15]);
+        // One and two make halves of windows with an even number of taps.
+        let any = 0.3 + b.rng.unit();
+        let multiplier = b.rng.pick(&[any, 1.0, 2.0]) * b.rng.pick(&[1.0, 1.0, 1e15]);
+        let rounding = b.rng.pick(&[Rounding::Before, Rounding::After]);
         b.spec.steps.push(StepSpec::AveragePool(AveragePoolSpec {
             input,
             output,
             window,
             divisor,
             multiplier,
+            rounding,
         }));
         Some(output)
     })
@@ -365,8 +369,9 @@ fn operands(b: &mut Builder<'_>) -> (BufferId, BufferId, BufferId) {
 pub(crate) fn add(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let (x, y, output) = operands(b);
+        let any = b.rng.unit() + 0.01;
         let (a_multiplier, b_multiplier, clamp) =
-            (b.rng.unit() + 0.01, b.rng.pick(&[0.5, 1.0, 0.37, 1e9]), b.rng.clamp());
+            (b.rng.pick(&[any, 0.5]), b.rng.pick(&[0.5, 1.0, 0.37, 1e9]), b.rng.clamp());
         b.spec.steps.push(StepSpec::Add(AddSpec { a: x, b: y, output, a_multiplier, b_multiplier, clamp }));
         Some(output)
     })
@@ -375,8 +380,9 @@ pub(crate) fn add(rng: &mut Rng) -> Case {
 pub(crate) fn mul(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let (x, y, output) = operands(b);
+        let any = b.rng.unit() + 0.5;
         let (multiplier, clamp) =
-            (b.rng.pick(&[0.004, 0.5, 1.0, 1e12]) * (b.rng.unit() + 0.5), b.rng.clamp());
+            (b.rng.pick(&[0.004, 0.5, 1.0, 1e12]) * b.rng.pick(&[any, 1.0]), b.rng.clamp());
         b.spec.steps.push(StepSpec::Mul(MulSpec { a: x, b: y, output, multiplier, clamp }));
         Some(output)
     })

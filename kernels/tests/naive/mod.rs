@@ -99,6 +99,8 @@ pub(crate) fn run(case: &Case) -> Vec<Vec<u8>> {
                         Divisor::Inside => taps.iter().flatten().count(),
                         Divisor::Window => taps.len(),
                     };
+                    let requantize =
+                        if s.rounding == Rounding::After { requantize_shifted } else { requantize };
                     requantize(sum, s.multiplier / count as f32, output.zero_point, clamp)
                 });
                 tensors[s.output.0].data = pooled;
@@ -116,7 +118,7 @@ pub(crate) fn run(case: &Case) -> Vec<Vec<u8>> {
                 let values = (0..a.data.len()).map(|i| {
                     let a = i64::from(a.data[i]) - i64::from(a.zero_point);
                     let b = i64::from(b.data[i % b.data.len()]) - i64::from(b.zero_point);
-                    requantize(a * b, s.multiplier, output.zero_point, s.clamp)
+                    requantize_shifted(a * b, s.multiplier, output.zero_point, s.clamp)
                 });
                 tensors[s.output.0].data = values.collect();
             }
@@ -176,9 +178,14 @@ fn requantize(acc: i64, multiplier: f32, zero_point: u8, clamp: Clamp) -> u8 {
     rounded.clamp(f64::from(clamp.low), f64::from(clamp.high)) as u8
 }
 
-fn sum(a: u8, b: u8, [za, zb, zy]: [u8; 3], [ma, mb]: [f32; 2], clamp: Clamp) -> u8 {
-    let k = f32::from(zy) - f32::from(za) * ma - f32::from(zb) * mb;
-    let value = (f32::from(a) * ma + f32::from(b) * mb) + k;
+fn requantize_shifted(acc: i64, multiplier: f32, zero_point: u8, clamp: Clamp) -> u8 {
+    let rounded = f64::from(acc as f32 * multiplier + f32::from(zero_point)).round_ties_even();
+    rounded.clamp(f64::from(clamp.low), f64::from(clamp.high)) as u8
+}
+
+fn sum(a: u8, b: u8, zeros: [u8; 3], [ma, mb]: [f32; 2], clamp: Clamp) -> u8 {
+    let [za, zb, zy] = zeros.map(i32::from);
+    let value = ((i32::from(a) - za) as f32 * ma + (i32::from(b) - zb) as f32 * mb) + zy as f32;
     value.round_ties_even().clamp(f32::from(clamp.low), f32::from(clamp.high)) as u8
 }
 

@@ -82,8 +82,19 @@ fn bench_engine_says_all_that_it_measures() {
     let figures = measured(&[]);
     let keys: Vec<&String> = figures.as_object().unwrap().keys().collect();
     let expected = [
-        "digest", "int8_macs", "kernels", "load_ms", "median_us", "model", "outside", "p10_us", "p90_us",
-        "peak_rss_kb", "samples", "total_macs",
+        "digest",
+        "from_cache",
+        "int8_macs",
+        "kernels",
+        "load_ms",
+        "median_us",
+        "model",
+        "outside",
+        "p10_us",
+        "p90_us",
+        "peak_rss_kb",
+        "samples",
+        "total_macs",
     ];
     assert_eq!(keys, expected);
     let us = ["p10_us", "median_us", "p90_us"].map(|key| figures[key].as_f64().unwrap());

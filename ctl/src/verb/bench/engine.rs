@@ -42,8 +42,9 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
 
     let begin = Instant::now();
     let bundle = Bundle::open(&place.dir(&args.model), &Limits::default())?;
-    let plan =
-        Arc::new(Plan::load(&bundle, &PlanOptions { tier, int8: !args.stock, ..PlanOptions::default() })?);
+    let options =
+        PlanOptions { tier, int8: !args.stock, cache: args.cache.clone(), ..PlanOptions::default() };
+    let plan = Arc::new(Plan::load(&bundle, &options)?);
     let mut session = Session::new(plan.clone())?;
     let loaded = begin.elapsed();
 
@@ -86,6 +87,7 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
             "median_us": median_us, "p10_us": p10_us, "p90_us": p90_us, "samples": samples.0.len(),
             "load_ms": load_ms, "peak_rss_kb": peak_rss_kb, "kernels": kernels,
             "int8_macs": report.int8_macs, "total_macs": report.total_macs, "outside": outside,
+            "from_cache": plan.is_from_cache(),
         });
         return Ok(out(&answer.to_string())?);
     }
@@ -93,7 +95,8 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
     rows.add_row(["a run, median", &format!("{median_us:.2} µs")]);
     rows.add_row(["10 % below", &format!("{p10_us:.2} µs")]);
     rows.add_row(["10 % above", &format!("{p90_us:.2} µs")]);
-    rows.add_row(["load to first answer", &format!("{load_ms:.1} ms")]);
+    let cached = if plan.is_from_cache() { ", from the cache" } else { "" };
+    rows.add_row(["load to first answer", &format!("{load_ms:.1} ms{cached}")]);
     rows.add_row(["peak memory of the process", &crate::print::bytes(peak_rss_kb * 1024)]);
     let share = 100.0 * report.int8_macs as f64 / (report.total_macs as f64).max(1.0);
     rows.add_row(["multiply-accumulates", &format!("{}, {share:.1} % in int8", report.total_macs)]);

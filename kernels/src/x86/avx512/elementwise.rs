@@ -4,7 +4,7 @@ use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Bounds, mask, rounded, store, unpacked};
+use super::{Bounds, mask, shifted, store, unpacked};
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::portable;
@@ -54,13 +54,15 @@ pub(super) fn add_rows(arena: &mut [u8], a: &View, b: &View, output: &View, sum:
 /// `bytes` are readable (and 63 more) at `a` and `b`, and writable at `to`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn add_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: usize, sum: &Sum) {
-    let (ma, mb, k) = (_mm512_set1_ps(sum.a), _mm512_set1_ps(sum.b), _mm512_set1_ps(sum.k));
+    let (ma, mb, zero) = (_mm512_set1_ps(sum.a), _mm512_set1_ps(sum.b), _mm512_set1_ps(sum.zero));
+    let (za, zb) = (_mm512_set1_ps(sum.a_zero), _mm512_set1_ps(sum.b_zero));
     let (low, high) = (_mm512_set1_epi8(sum.clamp.low as i8), _mm512_set1_epi8(sum.clamp.high as i8));
     for at in (0..bytes).step_by(64) {
         let quarter = |q: usize| {
             // SAFETY: the caller's contract.
             let (x, y) = unsafe { (floats(a.add(at + q * 16)), floats(b.add(at + q * 16))) };
-            _mm512_cvtps_epi32(_mm512_add_ps(_mm512_add_ps(_mm512_mul_ps(x, ma), _mm512_mul_ps(y, mb)), k))
+            let (x, y) = (_mm512_sub_ps(x, za), _mm512_sub_ps(y, zb));
+            _mm512_cvtps_epi32(_mm512_add_ps(_mm512_add_ps(_mm512_mul_ps(x, ma), _mm512_mul_ps(y, mb)), zero))
         };
         let words = [_mm512_packs_epi32(quarter(0), quarter(1)), _mm512_packs_epi32(quarter(2), quarter(3))];
         let packed = _mm512_permutexvar_epi32(unpacked(), _mm512_packus_epi16(words[0], words[1]));
@@ -131,7 +133,7 @@ impl Packed<Mul> {
     unsafe fn bytes_of(&self, a: *const u8, b: *const u8, to: *mut u8, bytes: usize) {
         let step = &self.0;
         let bounds = Bounds::new(&step.requant);
-        let multiplier = _mm512_set1_ps(step.multiplier);
+        let (multiplier, shift) = (_mm512_set1_ps(step.multiplier), _mm512_set1_ps(step.shift));
         let za = _mm512_set1_epi32(i32::from(step.a.zero_point));
         let zb = _mm512_set1_epi32(i32::from(step.b.zero_point));
         for at in (0..bytes).step_by(64) {
@@ -144,7 +146,7 @@ impl Packed<Mul> {
                 // Both factors fit 16 bits, where the instruction multiplies faster than on 32; the upper halves are
                 // signs, whose product must not count, so one of them is cleared.
                 let x = _mm512_and_si512(_mm512_sub_epi32(x, za), _mm512_set1_epi32(0xffff));
-                rounded(_mm512_madd_epi16(x, _mm512_sub_epi32(y, zb)), multiplier)
+                shifted(_mm512_madd_epi16(x, _mm512_sub_epi32(y, zb)), multiplier, shift)
             };
             let packed = bounds.pack([quarter(0), quarter(1), quarter(2), quarter(3)]);
             let packed = _mm512_permutexvar_epi32(unpacked(), packed);

@@ -101,6 +101,13 @@ fn rounded(acc: __m512i, multiplier: __m512) -> __m512i {
     _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), multiplier))
 }
 
+/// `round_ties_even(acc * multiplier + shift)`, which the step's check keeps inside i32. Two operations: not contracted.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn shifted(acc: __m512i, multiplier: __m512, shift: __m512) -> __m512i {
+    _mm512_cvtps_epi32(_mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc), multiplier), shift))
+}
+
 /// The indices that undo what packing does to the order within 128-bit lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]

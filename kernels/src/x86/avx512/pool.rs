@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Bounds, mask, rounded, store, unpacked};
+use super::{Bounds, mask, shifted, store, unpacked};
 use crate::kernel::{Kernel, Memory, Run};
 use crate::portable;
 use crate::step::{AveragePool, MaxPool, inside};
@@ -91,7 +91,7 @@ impl Packed<AveragePool> {
         let AveragePool { input, window, output, requant, .. } = &self.0;
         let steps = [window.dilation[0] * input.row, window.dilation[1] * input.pixel];
         let count = height * width;
-        let multiplier = _mm512_set1_ps(self.0.multiplier_of(count));
+        let (multiplier, shift) = (_mm512_set1_ps(self.0.multiplier_of(count)), _mm512_set1_ps(self.0.shift));
         let zero = _mm512_set1_epi32(-(count as i32) * i32::from(input.zero_point));
         let bounds = Bounds::new(requant);
         for c in (0..output.pixel).step_by(64) {
@@ -117,7 +117,7 @@ impl Packed<AveragePool> {
                 }
             }
             for sum in &mut sums {
-                *sum = rounded(*sum, multiplier);
+                *sum = shifted(*sum, multiplier, shift);
             }
             let packed = bounds.pack(sums);
             let packed = _mm512_permutexvar_epi32(unpacked(), packed);

@@ -89,7 +89,7 @@ pub(crate) unsafe fn average(step: &AveragePool, arena: *mut u8, y: usize) {
                 let to = arena.add(output.offset(y, x) + c).cast::<[u8; CHANNELS]>();
                 let mut bytes = [0; CHANNELS];
                 for i in 0..CHANNELS {
-                    bytes[i] = requant.apply(sums[i], multiplier);
+                    bytes[i] = requant.apply_f32(sums[i] as f32 * multiplier + step.shift);
                 }
                 to.write(bytes);
             }

@@ -93,7 +93,8 @@ impl Run for Packed<Add> {
 pub(crate) unsafe fn add_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: usize, sum: &Sum) {
     let (low, high) = (f32::from(sum.clamp.low), f32::from(sum.clamp.high));
     let one = |a: u8, b: u8| {
-        let value = (f32::from(a) * sum.a + f32::from(b) * sum.b) + sum.k;
+        let (a, b) = (f32::from(a) - sum.a_zero, f32::from(b) - sum.b_zero);
+        let value = (a * sum.a + b * sum.b) + sum.zero;
         // SAFETY: clamped to u8.
         unsafe { value.max(low).min(high).round_ties_even().to_int_unchecked::<i32>() as u8 }
     };
@@ -154,7 +155,7 @@ pub(crate) unsafe fn mul_bytes(a: *const u8, b: *const u8, to: *mut u8, bytes: u
     let (za, zb) = (i32::from(step.a.zero_point), i32::from(step.b.zero_point));
     let zero_point = i32::from(step.requant.zero_point);
     let one = |a: u8, b: u8| {
-        let value = ((i32::from(a) - za) * (i32::from(b) - zb)) as f32 * step.multiplier;
+        let value = ((i32::from(a) - za) * (i32::from(b) - zb)) as f32 * step.multiplier + step.shift;
         // SAFETY: clamped to the range of u8 less the zero point.
         unsafe { (value.max(low).min(high).round_ties_even().to_int_unchecked::<i32>() + zero_point) as u8 }
     };
