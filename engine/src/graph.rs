@@ -86,12 +86,12 @@ impl Graph {
     /// optimising happens.
     pub(crate) fn prepare(&self, shapes: &[Vec<u32>]) -> Result<Executable, LoadError> {
         let sizes = sizes(shapes);
+        let named = self.named(&sizes);
         let compiled = match self.tier {
-            Some(tier) => tractd_compiler::compile(&self.proto, &self.named(&sizes), &Options { tier }),
-            None => tractd_compiler::without_kernels(&self.proto, &self.named(&sizes)),
+            Some(tier) => tractd_compiler::compile(&self.proto, &named, &Options { tier }),
+            None => tractd_compiler::without_kernels(&self.proto, &named),
         };
-        let compiled = compiled.map_err(|error| LoadError::Graph(error.to_string()))?;
-        self.executable(compiled, &sizes)
+        self.executable(compiled.map_err(|error| LoadError::Graph(error.to_string()))?, &sizes)
     }
 
     /// As [`Graph::prepare`], and keeps in `cache` what [`Graph::restore`] makes the same of, where that is possible.

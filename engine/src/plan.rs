@@ -25,10 +25,10 @@ pub struct PlanOptions {
     pub image_pixels_max: u64,
     /// The int8 kernels to pack for: the best this machine has, unless a lower tier is to be tried.
     pub tier: Tier,
-    /// Folder in which compiled graphs are kept and looked for; it is made where it is missing. By default nothing is kept.
-    pub cache: Option<PathBuf>,
     /// Whether these kernels run what they can of a graph; without, tract runs it all, for comparison.
     pub int8: bool,
+    /// Folder in which compiled graphs are kept and looked for; it is made where it is missing. By default nothing is kept.
+    pub cache: Option<PathBuf>,
 }
 
 impl Default for PlanOptions {
@@ -38,8 +38,8 @@ impl Default for PlanOptions {
             free_dim_max: 4096,
             image_pixels_max: 36_000_000,
             tier: Tier::detect(),
-            cache: None,
             int8: true,
+            cache: None,
         }
     }
 }
@@ -110,11 +110,8 @@ impl Plan {
     /// [`LoadError`]
     pub fn load(bundle: &Bundle, options: &PlanOptions) -> Result<Plan, LoadError> {
         let labels: Vec<Arc<str>> = bundle.labels()?.into_iter().map(Arc::from).collect();
-        let cache = options
-            .cache
-            .as_deref()
-            .filter(|_| options.int8)
-            .map(|dir| Cache::new(dir, bundle.digest, options.tier));
+        let dir = options.cache.as_deref().filter(|_| options.int8);
+        let cache = dir.map(|dir| Cache::new(dir, bundle.digest, options.tier));
         if let Some(plan) = cache.as_ref().and_then(|cache| Plan::restore(bundle, options, &labels, cache)) {
             return Ok(plan);
         }

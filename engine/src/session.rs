@@ -148,8 +148,8 @@ impl Session {
     }
 
     /// As [`Session::run`], but into the memory of an earlier answer, and untimed. Where the model runs on the int8
-    /// kernels alone and is given tensors, nothing is allocated and no clock read: a small model takes less time than
-    /// these. After an error `output` holds nothing of use.
+    /// kernels alone and is given up to four tensors, nothing is allocated and no clock read: a small model takes less
+    /// time than these. After an error `output` holds nothing of use.
     ///
     /// # Errors
     /// [`RunError`]

@@ -179,6 +179,13 @@ class Converter:
         output = self.output(node, [1, 1, 1, self.tensors[data].shape[3]])
         self.operator("MEAN", [data, axes], [output], options)
 
+    def transpose(self, node):
+        assert self.attributes(node)["perm"] == [0, 2, 3, 1], "only to channels last, where everything is already"
+        self.named[node.output[0]] = self.named[node.input[0]]
+
+    def reshape(self, node):
+        self.flatten(node)
+
     def flatten(self, node):
         data = self.named[node.input[0]]
         shape = [1, int(np.prod(self.tensors[data].shape))]

@@ -42,10 +42,9 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
 
     let begin = Instant::now();
     let bundle = Bundle::open(&place.dir(&args.model), &Limits::default())?;
-    let plan = Arc::new(Plan::load(
-        &bundle,
-        &PlanOptions { tier, int8: !args.stock, cache: args.cache.clone(), ..PlanOptions::default() },
-    )?);
+    let options =
+        PlanOptions { tier, int8: !args.stock, cache: args.cache.clone(), ..PlanOptions::default() };
+    let plan = Arc::new(Plan::load(&bundle, &options)?);
     let mut session = Session::new(plan.clone())?;
     let loaded = begin.elapsed();
 
