@@ -199,8 +199,9 @@ impl Updates {
             let error = status.error.clone().unwrap_or_else(|| "this device is not provisioned".into());
             return Report { error: Some(error), ..Report::default() };
         };
-        let mut prove =
-            |bundle: &Bundle| self.proofs.prove(bundle).map(drop).map_err(|refusal| refusal.to_string());
+        let mut prove = |bundle: &Bundle| {
+            self.proofs.prove(bundle).map(drop).map_err(|refusal| refusal.to_string().into())
+        };
         let mut changed = false;
         let mut fresh = BTreeSet::new();
         let outcome = updater.check(SystemTime::now(), &mut prove, &mut |event| {
@@ -247,7 +248,7 @@ impl Updates {
             Event::Activated { model, version, previous, .. } => {
                 log::info!(model, version, previous:?; "update activated");
             }
-            Event::Refused { model, version, reason } => {
+            Event::Refused { model, version, reason, .. } => {
                 log::error!(model, version; "update refused: {reason}");
             }
             Event::Failed { model, version, reason } => log::warn!(model, version; "update failed: {reason}"),

@@ -30,5 +30,5 @@ pub use error::RegistryError;
 pub use keys::{KeyError, KeyInfo};
 pub use metadata::MetadataError;
 pub use registry::Registry;
-pub use request::{Added, Options, Publish, Published, Refreshed, RoleStatus};
+pub use request::{Added, HEALTHY_SECS, Options, Publish, Published, Refreshed, RoleStatus};
 pub use serve::Server;

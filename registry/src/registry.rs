@@ -33,8 +33,7 @@ const ROLLOUT_DAYS: u32 = 90;
 const SNAPSHOT_DAYS: u32 = 7;
 /// Days a timestamp is good for.
 const TIMESTAMP_DAYS: u32 = 1;
-/// Seconds a trial must stay healthy, unless the publisher says otherwise.
-const HEALTHY_SECS: u64 = 300;
+
 /// A registry on this machine, with the keys to change it.
 #[derive(Debug)]
 pub struct Registry {
@@ -274,7 +273,7 @@ impl Registry {
             pct: what.pct,
             waves: Vec::new(),
             window: None,
-            healthy_secs: HEALTHY_SECS,
+            healthy_secs: what.healthy_secs,
             abort: serde_json::json!({}),
             rollback_to: what.rollback.then_some(version),
         };

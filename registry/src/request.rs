@@ -1,5 +1,9 @@
 //! What a publisher asks for, and what came of it.
 
+/// Seconds a trial must stay healthy, unless the publisher says otherwise: with its first quarter in the shadow
+/// and its second answering a tenth, a fault has minutes to show.
+pub const HEALTHY_SECS: u64 = 300;
+
 /// How to set a registry up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -47,6 +51,8 @@ pub struct Publish {
     pub pct: u8,
     /// Allow devices to go back to it from a higher version.
     pub rollback: bool,
+    /// Seconds a device's trial must stay healthy; 0 for none.
+    pub healthy_secs: u64,
     /// A new rollout even if this version is out already: devices that refused it try again.
     pub restart: bool,
 }
@@ -56,7 +62,7 @@ impl Publish {
     #[must_use]
     pub fn new(model: &str, version: u64, group: &str) -> Self {
         let (model, group) = (model.to_owned(), group.to_owned());
-        Self { model, version, group, pct: 100, rollback: false, restart: false }
+        Self { model, version, group, pct: 100, rollback: false, healthy_secs: HEALTHY_SECS, restart: false }
     }
 }
 
