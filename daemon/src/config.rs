@@ -208,6 +208,14 @@ impl Config {
                 return Err(format!("{key} must be greater than 0"));
             }
         }
+        for (key, factor) in
+            [("update.slower_max", self.update.slower_max), ("update.larger_max", self.update.larger_max)]
+        {
+            // Written so that NaN fails.
+            if !(factor >= 1.0) {
+                return Err(format!("{key} must be at least 1"));
+            }
+        }
         if self.limits.deadline_ms > self.limits.deadline_ms_max {
             return Err("limits.deadline_ms must not exceed limits.deadline_ms_max".into());
         }
@@ -370,6 +378,8 @@ mod tests {
         for (text, message) in [
             ("[limits]\ndeadline_ms = 0", "limits.deadline_ms must be greater than 0"),
             ("[limits]\ndeadline_ms = 400000", "limits.deadline_ms must not exceed limits.deadline_ms_max"),
+            ("[update]\nslower_max = 0.5", "update.slower_max must be at least 1"),
+            ("[update]\nlarger_max = nan", "update.larger_max must be at least 1"),
             ("[limits]\nqueue_bytes = 1", "limits.max_body_bytes must not exceed limits.queue_bytes"),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), message);

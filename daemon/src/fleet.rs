@@ -201,8 +201,12 @@ impl Fleet {
                 Ok(()) => drop(self.board.content().failures.remove(name)),
                 Err(reason) => {
                     let digest = model.bundle.as_ref().ok().map(|bundle| bundle.digest);
-                    let failure =
-                        Failure { version: Some(model.version), digest, signed: true, reason: reason.clone() };
+                    let failure = Failure {
+                        version: Some(model.version),
+                        digest,
+                        signed: true,
+                        reason: reason.clone(),
+                    };
                     self.fail(name, failure);
                     (self.failed)(LoadFailed { name: name.to_owned(), digest: model.digest, reason });
                     return;
@@ -217,7 +221,9 @@ impl Fleet {
     fn sync_candidate(&self, name: &str, candidate: Option<&Candidate>) {
         let loaded = self.floor.candidate(name);
         let Some(candidate) = candidate else {
-            return if loaded.is_some() { self.floor.withdraw(name) };
+            return if loaded.is_some() {
+                self.floor.withdraw(name)
+            };
         };
         let digest = candidate.watch.digest();
         if loaded == Some(digest) {
@@ -265,7 +271,8 @@ impl Fleet {
         if self.serves(name, bundle.digest, false, again) {
             return Ok(());
         }
-        self.load(name, &bundle, false, again, &Place::Stable(None)).map_err(|reason| Failure { reason, ..failure })
+        self.load(name, &bundle, false, again, &Place::Stable(None))
+            .map_err(|reason| Failure { reason, ..failure })
     }
 
     /// Whether this very bundle answers already; a crashed one only counts until somebody asks for another try.

@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use tractd_bundle::Digest;
 use tractd_engine::Plan;
 use tractd_scheduler::{
-    Instant, Job, Limits, Mode, ModelId, OutOfMemory, Priority, Reason, Refused, Route, Scheduler, SlotId, Stats,
-    Ticket, Work,
+    Instant, Job, Limits, Mode, ModelId, OutOfMemory, Priority, Reason, Refused, Route, Scheduler, SlotId,
+    Stats, Ticket, Work,
 };
 use tractd_update::trial::Version;
 use tractd_wire::{Pin, Selector, Status};
@@ -212,7 +212,13 @@ impl Floor {
             deadline,
             priority: priority(request.priority),
             bytes: request.payload.bytes(),
-            payload: Pending { request, reply, stats: Some(found.stats), deadline, pinned: found.pin.is_some() },
+            payload: Pending {
+                request,
+                reply,
+                stats: Some(found.stats),
+                deadline,
+                pinned: found.pin.is_some(),
+            },
         };
         let refused = state.scheduler.submit(now, job).err();
         let (wake_worker, wake_clock) = (refused.is_none() && state.idle_workers > 0, state.clock_is_late());
@@ -652,9 +658,8 @@ impl State {
         let name = selector.name.as_str();
         let Some(model) = self.models.get(name) else { return Err(self.not_found(name)) };
         let loaded = &self.slots[&model.slot];
-        let of_version = |version: u64| {
-            model.slots().into_iter().find(|slot| self.slots[slot].plan.version() == version)
-        };
+        let of_version =
+            |version: u64| model.slots().into_iter().find(|slot| self.slots[slot].plan.version() == version);
         let pin = match selector.pin {
             Pin::Any => None,
             Pin::Version(version) if of_version(version).is_some() => of_version(version),

@@ -34,9 +34,13 @@ pub(crate) fn board() -> String {
     let files = ["/proc/device-tree/model", "/sys/devices/virtual/dmi/id/product_name"];
     let name = files.iter().find_map(|file| fs::read_to_string(file).ok());
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, cpu)| cpu);
+    let cpu =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, cpu)| cpu);
     let text = format!("{} {}", name.unwrap_or_default(), cpu.unwrap_or_default());
-    text.split(|c: char| c.is_whitespace() || c == '\0').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    text.split(|c: char| c.is_whitespace() || c == '\0')
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Lets everything else on the machine go first: for threads that are in no hurry, and the children they start.

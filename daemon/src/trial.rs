@@ -223,8 +223,7 @@ mod tests {
 
     fn reply(values: &[f32]) -> Reply {
         let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let tensor =
-            Tensor { name: "y".into(), dtype: DType::F32, shape: vec![values.len() as u32], data };
+        let tensor = Tensor { name: "y".into(), dtype: DType::F32, shape: vec![values.len() as u32], data };
         Reply { tensors: vec![tensor], ..Reply::refusal(Status::Ok, "m", "") }
     }
 

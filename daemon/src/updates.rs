@@ -409,9 +409,8 @@ impl Updates {
         self.watches.insert(name.clone(), watch.clone());
         let known = self.signed.get(name);
         let opened = known.and_then(|known| known.opened(installed.digest));
-        let bundle = opened.unwrap_or_else(|| {
-            store.bundle(name, &Limits::default()).map_err(|error| error.to_string())
-        });
+        let bundle = opened
+            .unwrap_or_else(|| store.bundle(name, &Limits::default()).map_err(|error| error.to_string()));
         let Some(before) = &installed.previous else {
             let (version, digest, watch) = (installed.version, installed.digest, Some(watch));
             return SignedModel { version, digest, previous: None, bundle, watch, candidate: None };
