@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use tractd_bundle::{Bundle, Digest, Limits, UnpackError, unpack};
+use tractd_bundle::{Bundle, Digest, Limits, UnpackError, unpack_in};
 
 use crate::clock;
 use crate::device::Device;
 use crate::download::{DownloadError, download};
-use crate::fs;
+use crate::fs::{self, Files};
 use crate::policy::{self, Decision, Facts, Known, Reason};
 use crate::rollout::{Custom, DocumentError, Entry, Rollout, Target};
 use crate::source::{FetchError, Source, Timing};
@@ -440,7 +440,9 @@ impl Updater {
             Err(e) => return Ok(Err(Step::Refused(format!("{e}")))),
         };
         // There already: a step back, or a power cut between unpacking and proving.
-        if let Ok(bundle) = Bundle::open(&self.store.bundle_dir(&expected), &self.config.limits)
+        let files = self.store.fs().clone();
+        let files = Files(&*files);
+        if let Ok(bundle) = Bundle::open_in(&files, &self.store.bundle_dir(&expected), &self.config.limits)
             && bundle.digest == expected
         {
             return Ok(Ok(bundle));
@@ -460,7 +462,7 @@ impl Updater {
         let unpacked = self.store.unpacking(&archive.sha256);
         fs::remove(&**self.store.fs(), &unpacked).map_err(io_at(&unpacked))?;
         let file = self.store.fs().open(&blob).map_err(io_at(&blob))?;
-        let mut bundle = match unpack(file, &unpacked, &self.config.limits) {
+        let mut bundle = match unpack_in(&files, file, &unpacked, &self.config.limits) {
             Ok(bundle) => bundle,
             Err(UnpackError::Io { path, source }) => return Err(StoreError::Io { path, source }),
             // The bytes are the signed ones, so the next download would bring the same.

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)] // a test of its own
 
 mod attacks;
+mod cuts;
 mod lifecycle;
 mod power;
 mod publisher;
 mod second_client;
+mod sim;
 mod support;
