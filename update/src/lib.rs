@@ -13,6 +13,7 @@
 //!
 //! Absent on purpose: MQTT, tract, an async runtime, and any way for the registry to tell a device its group.
 
+mod client;
 mod clock;
 mod crypto;
 mod device;
@@ -26,6 +27,7 @@ mod store;
 mod updater;
 pub mod verify;
 
+pub use client::{Client, Fresh};
 pub use device::{Device, DeviceError, NODE_LEN_MAX, Provisioned, node_id, provision, reset};
 pub use state::{Installed, Release};
 pub use store::{Store, StoreError};

@@ -2,7 +2,7 @@
 //! untrusted; what this module owes the rest is an end: of bytes and of time.
 
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response, header};
@@ -117,10 +117,12 @@ pub enum FetchError {
 /// A registry to read from.
 #[derive(Debug, Clone)]
 pub struct Source {
-    place: Place,
+    metadata: Place,
+    targets: Place,
     timing: Timing,
 }
 
+/// A folder of files, here or behind a web server.
 #[derive(Debug, Clone)]
 enum Place {
     Dir(PathBuf),
@@ -140,15 +142,18 @@ impl Source {
     /// # Errors
     /// [`FetchError::Scheme`].
     pub fn new(url: &Url, timing: &Timing) -> Result<Self, FetchError> {
-        let place = match url.scheme() {
-            "file" => Place::Dir(url.to_file_path().map_err(|()| FetchError::Scheme(url.clone()))?),
-            "http" | "https" => {
-                let base = url.as_str().trim_end_matches('/').to_owned();
-                Place::Http { base, agent: agent(url.scheme() == "https", timing) }
-            }
-            _ => return Err(FetchError::Scheme(url.clone())),
-        };
-        Ok(Self { place, timing: timing.clone() })
+        let place = Place::new(url, timing)?;
+        let (metadata, targets) = (place.below("metadata"), place.below("targets"));
+        Ok(Self { metadata, targets, timing: timing.clone() })
+    }
+
+    /// A registry whose metadata and targets lie in two places of any names.
+    ///
+    /// # Errors
+    /// [`FetchError::Scheme`].
+    pub fn split(metadata: &Url, targets: &Url, timing: &Timing) -> Result<Self, FetchError> {
+        let (metadata, targets) = (Place::new(metadata, timing)?, Place::new(targets, timing)?);
+        Ok(Self { metadata, targets, timing: timing.clone() })
     }
 
     /// A metadata file of at most `limit_bytes`; `None` when the registry has none of that name.
@@ -157,30 +162,29 @@ impl Source {
     /// See [`FetchError`].
     pub fn metadata(&self, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, FetchError> {
         check_name(name)?;
-        let path = format!("metadata/{name}");
-        let bytes = match &self.place {
-            Place::Dir(_) => match self.open_file(&path, 0)? {
+        let bytes = match &self.metadata {
+            Place::Dir(dir) => match open_file(&dir.join(name), 0)? {
                 None => return Ok(None),
-                Some(file) => read_limited(file, &path, limit_bytes)?,
+                Some(file) => read_limited(file, name, limit_bytes)?,
             },
             Place::Http { base, agent } => {
                 let total = Some(self.timing.metadata);
-                let request = agent.get(format!("{base}/{path}")).config().timeout_global(total).build();
-                let response = request.call().map_err(|e| transport(&path, &e))?;
+                let request = agent.get(format!("{base}/{name}")).config().timeout_global(total).build();
+                let response = request.call().map_err(|e| transport(name, &e))?;
                 match response.status().as_u16() {
                     200 => {}
                     // Object stores say 403 for what is not there.
                     403 | 404 => return Ok(None),
-                    code => return Err(FetchError::Status { what: path, code }),
+                    code => return Err(FetchError::Status { what: name.to_owned(), code }),
                 }
                 if is_html(response.headers()) {
-                    return Err(FetchError::WebPage(path));
+                    return Err(FetchError::WebPage(name.to_owned()));
                 }
-                read_limited(body(response), &path, limit_bytes)?
+                read_limited(body(response), name, limit_bytes)?
             }
         };
         match bytes.trim_ascii_start().first() {
-            Some(b'<') => Err(FetchError::WebPage(path)),
+            Some(b'<') => Err(FetchError::WebPage(name.to_owned())),
             _ => Ok(Some(bytes)),
         }
     }
@@ -195,18 +199,17 @@ impl Source {
     /// name. More than asked for may come: the reader counts.
     pub(crate) fn target(&self, path: &str, offset: u64, total: u64) -> Result<Stream, FetchError> {
         path.split('/').try_for_each(check_name)?;
-        let path = format!("targets/{path}");
-        match &self.place {
-            Place::Dir(_) => {
-                let file = self.open_file(&path, offset)?.ok_or(FetchError::Missing(path))?;
-                Ok(Stream { offset, bytes: file })
+        match &self.targets {
+            Place::Dir(dir) => {
+                let file = open_file(&dir.join(path), offset)?;
+                Ok(Stream { offset, bytes: file.ok_or_else(|| FetchError::Missing(path.to_owned()))? })
             }
             Place::Http { base, agent } => {
                 let url = format!("{base}/{path}");
                 if offset > 0 {
                     let range = format!("bytes={offset}-");
                     let response = agent.get(&url).header(header::RANGE, range).call();
-                    let response = response.map_err(|e| transport(&path, &e))?;
+                    let response = response.map_err(|e| transport(path, &e))?;
                     let status = response.status().as_u16();
                     let resumed = status == 206 && range_begins(response.headers(), offset, total);
                     if resumed || !matches!(status, 206 | 416) {
@@ -214,7 +217,7 @@ impl Source {
                         return self.stream(path, response, begin, total);
                     }
                 }
-                let response = agent.get(&url).call().map_err(|e| transport(&path, &e))?;
+                let response = agent.get(&url).call().map_err(|e| transport(path, &e))?;
                 self.stream(path, response, 0, total)
             }
         }
@@ -223,11 +226,12 @@ impl Source {
     /// A response whose body begins at `offset`.
     fn stream(
         &self,
-        what: String,
+        path: &str,
         response: Response<Body>,
         offset: u64,
         total: u64,
     ) -> Result<Stream, FetchError> {
+        let what = path.to_owned();
         match response.status().as_u16() {
             200 => {}
             206 if offset > 0 => {}
@@ -243,18 +247,41 @@ impl Source {
         }
         Ok(Stream { offset, bytes: Box::new(Steady::new(body(response), &self.timing)) })
     }
+}
 
-    fn open_file(&self, path: &str, offset: u64) -> Result<Option<Box<dyn Read>>, FetchError> {
-        let Place::Dir(dir) = &self.place else { unreachable!("only called for a folder") };
-        let failed = |e: io::Error| FetchError::Transport { what: path.to_owned(), message: e.to_string() };
-        let mut file = match Disk.open(&dir.join(path)) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(failed(e)),
-        };
-        io::copy(&mut file.by_ref().take(offset), &mut io::sink()).map_err(failed)?;
-        Ok(Some(file))
+impl Place {
+    fn new(url: &Url, timing: &Timing) -> Result<Self, FetchError> {
+        match url.scheme() {
+            "file" => url.to_file_path().map(Self::Dir).map_err(|()| FetchError::Scheme(url.clone())),
+            "http" | "https" => {
+                let base = url.as_str().trim_end_matches('/').to_owned();
+                Ok(Self::Http { base, agent: agent(url.scheme() == "https", timing) })
+            }
+            _ => Err(FetchError::Scheme(url.clone())),
+        }
     }
+
+    fn below(&self, folder: &str) -> Self {
+        match self {
+            Self::Dir(dir) => Self::Dir(dir.join(folder)),
+            Self::Http { base, agent } => {
+                Self::Http { base: format!("{base}/{folder}"), agent: agent.clone() }
+            }
+        }
+    }
+}
+
+/// A file from `offset` on; `None` when it is not there.
+fn open_file(path: &Path, offset: u64) -> Result<Option<Box<dyn Read>>, FetchError> {
+    let failed =
+        |e: io::Error| FetchError::Transport { what: path.display().to_string(), message: e.to_string() };
+    let mut file = match Disk.open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    io::copy(&mut file.by_ref().take(offset), &mut io::sink()).map_err(failed)?;
+    Ok(Some(file))
 }
 
 fn agent(https: bool, timing: &Timing) -> Agent {

@@ -101,6 +101,7 @@ pub(crate) struct Anchor<'a> {
 }
 
 /// Fresh, verified metadata of one registry.
+#[derive(Debug)]
 pub(crate) struct Session {
     updater: sigstore_tuf::Updater,
     cache: Arc<Cache>,
