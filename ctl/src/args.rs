@@ -204,6 +204,9 @@ pub(crate) struct RegistryPublish {
     /// Let devices go back to it from a higher version
     #[arg(long)]
     pub(crate) rollback: bool,
+    /// How long a device tries it beside the version before, under real requests; 0 for no trial
+    #[arg(long, value_name = "SECS", default_value_t = tractd_registry::HEALTHY_SECS)]
+    pub(crate) healthy_secs: u64,
     /// A new rollout of a version that is out already: devices that refused it try again
     #[arg(long)]
     pub(crate) again: bool,

@@ -116,6 +116,12 @@ pub struct Update {
     pub enabled: bool,
     /// Time between two checks, in seconds, spread by ±10 %. Default: 3,600.
     pub interval_s: u64,
+    /// How many times the latency of the version before a new one may take. Default: 3.
+    pub slower_max: f64,
+    /// How many times the memory of the version before a new one may take, beside 8 MiB. Default: 1.5.
+    pub larger_max: f64,
+    /// Part of the answers in which a new version may differ from the one before, in percent. Default: 20.
+    pub differ_percent_max: u32,
 }
 
 impl Default for Config {
@@ -172,7 +178,7 @@ impl Default for Proof {
 
 impl Default for Update {
     fn default() -> Self {
-        Update { enabled: true, interval_s: 3_600 }
+        Update { enabled: true, interval_s: 3_600, slower_max: 3.0, larger_max: 1.5, differ_percent_max: 20 }
     }
 }
 

@@ -37,7 +37,8 @@ pub use keys::{KeyError, KeyFolder, KeyInfo};
 pub use metadata::{MetadataError, RoleKeys};
 pub use registry::Registry;
 pub use request::{
-    Added, Delegate, Options, Publish, Published, Refreshed, RoleStatus, Rotate, SignedFile, Waiting,
+    Added, Delegate, HEALTHY_SECS, Options, Publish, Published, Refreshed, RoleStatus, Rotate, SignedFile,
+    Waiting,
 };
 pub use rollouts::Action;
 pub use serve::Server;

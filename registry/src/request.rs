@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use crate::keys::KeyInfo;
+/// Seconds a trial must stay healthy, unless the publisher says otherwise: with its first quarter in the shadow
+/// and its second answering a tenth, a fault has minutes to show.
+pub const HEALTHY_SECS: u64 = 300;
 
 /// How to set a registry up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +120,8 @@ pub struct Publish {
     pub pct: u8,
     /// Allow devices to go back to it from a higher version.
     pub rollback: bool,
+    /// Seconds a device's trial must stay healthy; 0 for none.
+    pub healthy_secs: u64,
     /// A new rollout even if this version is out already: devices that refused it try again.
     pub restart: bool,
 }
@@ -126,7 +131,7 @@ impl Publish {
     #[must_use]
     pub fn new(model: &str, version: u64, group: &str) -> Self {
         let (model, group) = (model.to_owned(), group.to_owned());
-        Self { model, version, group, pct: 100, rollback: false, restart: false }
+        Self { model, version, group, pct: 100, rollback: false, healthy_secs: HEALTHY_SECS, restart: false }
     }
 }
 

@@ -11,8 +11,6 @@ use crate::metadata::{MetadataError, TargetFile, Targets, hashes};
 use crate::registry::{Registry, check_name, timestamp};
 use crate::request::{Publish, Published};
 
-/// Seconds a trial must stay healthy, unless the publisher says otherwise.
-const HEALTHY_SECS: u64 = 300;
 /// States of an entry.
 const ACTIVE: &str = "active";
 const PAUSED: &str = "paused";
@@ -78,7 +76,7 @@ impl Registry {
             pct: what.pct,
             waves: Vec::new(),
             window: None,
-            healthy_secs: HEALTHY_SECS,
+            healthy_secs: what.healthy_secs,
             abort: serde_json::json!({}),
             rollback_to: what.rollback.then_some(version),
         };

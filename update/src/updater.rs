@@ -10,10 +10,10 @@ use crate::clock;
 use crate::device::Device;
 use crate::download::{DownloadError, download};
 use crate::fs;
-use crate::policy::{self, Decision, Facts, Known};
+use crate::policy::{self, Decision, Facts, Known, Reason};
 use crate::rollout::{Custom, DocumentError, Entry, Rollout, Target};
 use crate::source::{FetchError, Source, Timing};
-use crate::state::{Installed, Release};
+use crate::state::{Blocked, Installed, Release};
 use crate::store::{Store, StoreError, io_at};
 use crate::verify::{Anchor, Session, SessionError, VerifyError, Vouched};
 
@@ -105,6 +105,17 @@ pub enum Event {
         version: u64,
         /// Why.
         reason: String,
+        /// Whether an earlier check said so already.
+        known: bool,
+    },
+    /// Not its turn, for now.
+    Waiting {
+        /// The model.
+        model: String,
+        /// The version offered.
+        version: u64,
+        /// Why.
+        reason: String,
     },
     /// It did not work this time; the next check tries again.
     Failed {
@@ -126,6 +137,21 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+}
+
+/// Why the caller's proof did not let a bundle in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unproven {
+    /// It is bad, and stays so: blocked for its rollout.
+    Bad(String),
+    /// Nothing can be said now; the next check asks again.
+    Later(String),
+}
+
+impl<T: Into<String>> From<T> for Unproven {
+    fn from(reason: T) -> Self {
+        Self::Bad(reason.into())
+    }
 }
 
 /// A version that was not installed, and why.
@@ -226,6 +252,8 @@ enum Step {
     Activated(Installed),
     Waiting(String),
     Refused(String),
+    /// As [`Step::Refused`], by an earlier check.
+    Blocked(String),
     /// With the archive whose download may go on next time.
     Failed(String, Option<String>),
 }
@@ -234,14 +262,14 @@ enum Step {
 struct Check<'a> {
     session: Session,
     source: &'a Source,
-    prove: &'a mut dyn FnMut(&Bundle) -> Result<(), String>,
+    prove: &'a mut dyn FnMut(&Bundle) -> Result<(), Unproven>,
     tell: &'a mut dyn FnMut(Event),
 }
 
 impl Updater {
     /// Asks the registry once and installs what is for this device.
     ///
-    /// `prove` self-tests an unpacked bundle, in a child process; its error text is the reason of the refusal.
+    /// `prove` self-tests an unpacked bundle, in a child process; its error says whether it is asked again.
     /// `tell` hears every step.
     ///
     /// # Errors
@@ -249,7 +277,7 @@ impl Updater {
     pub fn check(
         &mut self,
         now: SystemTime,
-        prove: &mut dyn FnMut(&Bundle) -> Result<(), String>,
+        prove: &mut dyn FnMut(&Bundle) -> Result<(), Unproven>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Outcome, CheckError> {
         tell(Event::Checking);
@@ -333,6 +361,7 @@ impl Updater {
         match self.decide(entry, &custom, &vouched)? {
             Decision::Current => Ok(Step::Current),
             Decision::Wait(reason) => Ok(Step::Waiting(reason.to_string())),
+            Decision::Refuse(Reason::Blocked(reason)) => Ok(Step::Blocked(reason)),
             Decision::Refuse(reason) => Ok(Step::Refused(reason.to_string())),
             Decision::Install => self.install(entry, &vouched, check),
         }
@@ -377,13 +406,18 @@ impl Updater {
         };
         self.store.count_attempt(&entry.id, &entry.digest)?;
         (check.tell)(Event::SelfTesting { model: model.clone(), version });
-        if let Err(reason) = (check.prove)(&bundle) {
-            return self.block(entry, format!("self-test: {reason}"));
+        match (check.prove)(&bundle) {
+            Ok(()) => {}
+            Err(Unproven::Bad(reason)) => return self.block(entry, format!("self-test: {reason}")),
+            Err(Unproven::Later(reason)) => {
+                self.store.forget_attempt(&entry.id, &entry.digest)?;
+                return Ok(Step::Failed(format!("self-test postponed: {reason}"), None));
+            }
         }
         let release = Release { version, digest: bundle.digest, rollout: entry.id.clone() };
         let team = Target::parse(&entry.target).map(|target| target.team).unwrap_or_default();
         let before = self.store.installed(model).map(|installed| installed.version);
-        let installed = self.store.activate(model, team, release, vouched.min_version)?;
+        let installed = self.store.activate(model, team, release, vouched.min_version, entry.healthy_secs)?;
         (check.tell)(Event::Activated {
             model: model.clone(),
             version,
@@ -442,7 +476,14 @@ impl Updater {
     }
 
     fn block(&mut self, entry: &Entry, reason: String) -> Result<Step, StoreError> {
-        self.store.block(&entry.id, &entry.digest, &reason)?;
+        self.store.block(Blocked {
+            rollout: entry.id.clone(),
+            digest: entry.digest.clone(),
+            reason: reason.clone(),
+            model: entry.model.clone(),
+            version: entry.version,
+            taken_back: false,
+        })?;
         Ok(Step::Refused(reason))
     }
 }
@@ -459,9 +500,17 @@ fn report(
     match step {
         Step::Current => {}
         Step::Activated(installed) => outcome.activated.push(installed),
-        Step::Waiting(reason) => outcome.waiting.push(Refused { model, version, reason }),
+        Step::Waiting(reason) => {
+            tell(Event::Waiting { model: model.clone(), version, reason: reason.clone() });
+            outcome.waiting.push(Refused { model, version, reason });
+        }
         Step::Refused(reason) => {
-            tell(Event::Refused { model: model.clone(), version, reason: reason.clone() });
+            tell(Event::Refused { model: model.clone(), version, reason: reason.clone(), known: false });
+            outcome.refused.push(Refused { model, version, reason });
+        }
+        Step::Blocked(why) => {
+            tell(Event::Refused { model: model.clone(), version, reason: why.clone(), known: true });
+            let reason = Reason::Blocked(why).to_string();
             outcome.refused.push(Refused { model, version, reason });
         }
         Step::Failed(reason, archive) => {

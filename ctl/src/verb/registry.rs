@@ -97,6 +97,7 @@ pub(crate) fn publish(args: &RegistryPublish) -> Result<(), Failure> {
     let model = selector.name.as_str();
     let what = Publish {
         pct: args.percent,
+        healthy_secs: args.healthy_secs,
         rollback: args.rollback,
         restart: args.again,
         ..Publish::new(model, version, &args.group)

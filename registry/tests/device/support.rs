@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tractd_bundle::{Bundle, Limits};
 use tractd_registry::{Options, Publish, Registry};
 use tractd_update::fs::{Disk, FileSystem};
-use tractd_update::{CheckError, Config, Device, Event, Outcome, Provisioned, Store, Updater};
+use tractd_update::{CheckError, Config, Device, Event, Outcome, Provisioned, Store, Unproven, Updater};
 use zeroize::Zeroizing;
 
 pub(crate) const PASSPHRASE: &str = "correct horse battery staple";
@@ -92,7 +92,8 @@ impl World {
     /// Adds `digits` in this version and rolls it out to the group `lab`.
     pub(crate) fn publish(&mut self, version: u64) {
         self.add(version);
-        self.registry.publish(&Publish::new("digits", version, "lab"), self.now).unwrap();
+        let what = Publish { healthy_secs: 0, ..Publish::new("digits", version, "lab") };
+        self.registry.publish(&what, self.now).unwrap();
     }
 
     pub(crate) fn updater(&self) -> Updater {
@@ -141,7 +142,7 @@ pub(crate) fn check(updater: &mut Updater, now: SystemTime) -> (Result<Outcome, 
 pub(crate) fn check_with(
     updater: &mut Updater,
     now: SystemTime,
-    prove: &mut dyn FnMut(&Bundle) -> Result<(), String>,
+    prove: &mut dyn FnMut(&Bundle) -> Result<(), Unproven>,
 ) -> (Result<Outcome, CheckError>, Vec<Event>) {
     let mut events = Vec::new();
     let result = updater.check(now, prove, &mut |event| events.push(event));
