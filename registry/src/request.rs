@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::keys::KeyInfo;
+
 /// Seconds a trial must stay healthy, unless the publisher says otherwise: with its first quarter in the shadow
 /// and its second answering a tenth, a fault has minutes to show.
 pub const HEALTHY_SECS: u64 = 300;

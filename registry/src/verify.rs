@@ -191,7 +191,9 @@ impl Walk<'_> {
                         self.note::<()>(&path, "is not the signed file: length or hash differs".into());
                     }
                 }
-                Err(e) => drop(self.note::<()>(&path, e.to_string())),
+                Err(e) => {
+                    self.note::<()>(&path, e.to_string());
+                }
             }
         }
     }
@@ -202,7 +204,10 @@ impl Walk<'_> {
         let Ok(bytes) = fs::read(&path) else { return };
         let rollout: Rollout = match serde_json::from_slice(&bytes) {
             Ok(rollout) => rollout,
-            Err(e) => return drop(self.note::<()>(&path, e.to_string())),
+            Err(e) => {
+                self.note::<()>(&path, e.to_string());
+                return;
+            }
         };
         for entry in rollout.entries {
             let custom = signed.get(&entry.target).and_then(|file| file.custom.clone());

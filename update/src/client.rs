@@ -68,12 +68,14 @@ impl Client {
     pub fn refresh(&mut self, now: SystemTime) -> Result<Fresh, CheckError> {
         let unix_s = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let floors = self.store.state().floors.clone();
+        let now = Now { unix_s, untrusted: false };
         let anchor = Anchor {
             root_json: &self.root_json,
             cache: self.dir.clone(),
             fs: self.store.fs().clone(),
             floors: &floors,
-            now: Now { unix_s, untrusted: false },
+            now,
+            without_floor: now,
         };
         let session = Session::refresh(&anchor, self.source.clone())?;
         self.store.save_floors(session.floors().clone())?;

@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used)] // a test of its own
 
 mod attacks;
+mod clock;
+mod faulty;
 mod lifecycle;
 mod power;
 mod publisher;
 mod second_client;
+mod staging;
+mod stolen;
 mod support;
