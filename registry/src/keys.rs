@@ -176,7 +176,8 @@ impl KeyFolder {
         Ok(Self { dir: dir.into(), passphrase: None, work_factor: None, index, open: BTreeMap::new() })
     }
 
-    pub(crate) fn set_work_factor(&mut self, work_factor: Option<u8>) {
+    /// scrypt work factor (log2) of keys made from now on; `None` is about a second each.
+    pub fn set_work_factor(&mut self, work_factor: Option<u8>) {
         self.work_factor = work_factor;
     }
 

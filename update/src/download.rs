@@ -48,12 +48,14 @@ pub(crate) struct Spent {
 const TRIES_MAX: u32 = 64;
 /// Archives' worth of bytes: a good line needs one, a poisoned part costs one more.
 const ARCHIVES_MAX: u64 = 4;
+/// Bytes nobody counts: of a small archive the tries are what is bounded.
+const BYTES_FREE: u64 = 1 << 20;
 
 impl Spent {
     /// Why no more is spent on an archive of `archive_bytes`.
     pub(crate) fn over(self, archive_bytes: u64) -> Option<String> {
         let Self { tries, bytes } = self;
-        let bytes_max = archive_bytes.saturating_mul(ARCHIVES_MAX);
+        let bytes_max = archive_bytes.saturating_mul(ARCHIVES_MAX).max(BYTES_FREE);
         if tries >= TRIES_MAX {
             return Some(format!("its download was tried {tries} times; a new rollout begins anew"));
         }
@@ -594,7 +596,10 @@ mod tests {
 
     #[test]
     fn the_budget_ends_at_tries_or_at_bytes() {
-        let spent = |tries, bytes| Spent { tries, bytes }.over(100).is_some();
-        assert_eq!([spent(63, 399), spent(64, 0), spent(0, 400)], [false, true, true]);
+        let over = |tries, mib: u64, archive_mib: u64| {
+            Spent { tries, bytes: mib << 20 }.over(archive_mib << 20).is_some()
+        };
+        assert_eq!([over(63, 39, 10), over(64, 0, 10), over(0, 40, 10)], [false, true, true]);
+        assert_eq!([over(0, 0, 0), over(0, 1, 0)], [false, true]);
     }
 }

@@ -485,7 +485,7 @@ fn ten_thousand_delegations() {
             role
         });
         let rollout = roles[0].clone();
-        *roles = std::iter::once(rollout).chain(many).chain([vision]).collect();
+        *roles = std::iter::once(rollout).chain(many).chain([vision.clone()]).collect();
     });
     attacker.repin();
     let started = Instant::now();
@@ -566,15 +566,15 @@ fn a_download_that_never_ends_well_is_given_up_and_a_new_rollout_begins_anew() {
     let mut world = world();
     let honest = fs::read(target_file(&world, 2)).unwrap();
     change_file(&target_file(&world, 2), |bytes| *bytes.last_mut().unwrap() ^= 1);
-    for _ in 0..4 {
+    for _ in 0..64 {
         assert!(refused(&world).ends_with("the bytes are not the signed ones"));
     }
     let before = fs::read(world.state().join("store/state.a.json")).unwrap();
     let reason = refused(&world);
-    assert!(reason.starts_with("its download cost"), "{reason}");
+    assert_eq!(reason, "its download was tried 64 times; a new rollout begins anew");
     assert_eq!(fs::read(world.state().join("store/state.a.json")).unwrap(), before, "and nothing is written");
     fs::write(target_file(&world, 2), honest).unwrap();
-    assert!(refused(&world).starts_with("its download cost"));
+    assert_eq!(refused(&world), reason);
     let again = Publish { restart: true, healthy_secs: 0, ..Publish::new("digits", 2, "lab") };
     world.registry.publish(&again, world.now).unwrap();
     assert_eq!(world.activate(), vec![("digits".into(), 2)]);

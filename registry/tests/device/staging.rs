@@ -25,7 +25,8 @@ fn reopened(world: World, change: impl FnOnce(&Path, &Path)) -> World {
     drop(registry);
     let (dir, keys) = (tmp.path().join("registry"), tmp.path().join("keys"));
     change(&dir, &keys);
-    let registry = Registry::open(&dir, &keys, passphrase()).unwrap();
+    let mut registry = Registry::open(&dir, &keys, passphrase()).unwrap();
+    registry.set_work_factor(Some(2));
     World { tmp, registry, now }
 }
 

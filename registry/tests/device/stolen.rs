@@ -57,7 +57,8 @@ fn each_single_key_stolen() {
         });
         match world.check() {
             Err(CheckError::Verify(_)) => {}
-            Ok(outcome) => assert_eq!((outcome.activated.len(), outcome.failed.len()), (0, 1), "{key}"),
+            // The timestamp's can pin what was out before: it can delay, until the snapshot expires.
+            Ok(outcome) => assert_eq!(outcome.activated, vec![], "{key}"),
             Err(other) => panic!("{key}: {other:?}"),
         }
         assert_eq!(world.active(), Some(1), "{key}");
@@ -107,7 +108,11 @@ fn a_fast_forward_of_the_online_roles_ends_with_their_rotation() {
         // And a time that makes everything honest look expired.
         role["x-tractd-issued"] = json!("2027-10-01T00:00:00Z");
     });
-    world.check().unwrap();
+    // Only the offline keys' expiries bound the time: here the rollout role's comes first.
+    let error = world.check();
+    assert!(
+        matches!(&error, Err(CheckError::Verify(VerifyError::Expired { role, .. })) if role == "rollout")
+    );
 
     // The publisher's own copy was never touched.
     fs::remove_dir_all(world.dir()).unwrap();
@@ -189,7 +194,8 @@ fn a_lost_online_key_is_replaced_and_a_lost_team_key_too() {
         let World { tmp, registry, now } = world;
         drop(registry);
         let (dir, keys) = (tmp.path().join("registry"), tmp.path().join("keys"));
-        let registry = Registry::open(&dir, &keys, passphrase()).unwrap();
+        let mut registry = Registry::open(&dir, &keys, passphrase()).unwrap();
+        registry.set_work_factor(Some(2));
         world = World { tmp, registry, now };
         rotate(&mut world, role);
         world.publish(2);
@@ -203,7 +209,7 @@ fn an_aborted_rollout_stays_aborted() {
     use tractd_registry::Action::{Abort, Pause, Resume};
     let mut world = World::with_digits();
     world.publish(2);
-    let mut steer = |world: &mut World, action| world.registry.steer("lab", "digits", action, world.now);
+    let steer = |world: &mut World, action| world.registry.steer("lab", "digits", action, world.now);
     let id = steer(&mut world, Pause).unwrap().id;
     assert_eq!(world.check().unwrap().waiting[0].reason, "the rollout is paused");
     let resumed = steer(&mut world, Resume).unwrap();
