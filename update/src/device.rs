@@ -14,7 +14,7 @@ pub const NODE_LEN_MAX: usize = 64;
 /// Longest group name, in bytes; the group is a file name in the registry.
 const GROUP_LEN_MAX: usize = 63;
 /// Bytes of a pinned root; matches the verifier's limit for a fetched one.
-const ROOT_LEN_MAX: u64 = 512_000;
+pub(crate) const ROOT_LEN_MAX: u64 = 512_000;
 /// Bytes of `device.toml`.
 const DEVICE_LEN_MAX: u64 = 64 * 1024;
 /// Names this use of the machine id, as `systemd-id128 --app-specific` wants it. Never change it: every node id

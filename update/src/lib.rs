@@ -14,6 +14,7 @@
 //!
 //! Absent on purpose: MQTT, tract, an async runtime, and any way for the registry to tell a device its group.
 
+mod client;
 mod clock;
 mod crypto;
 mod device;
@@ -24,11 +25,14 @@ pub mod rollout;
 pub mod source;
 mod state;
 mod store;
+mod tls;
 pub mod trial;
 mod updater;
 pub mod verify;
 
+pub use client::{Client, Fresh};
 pub use device::{Device, DeviceError, NODE_LEN_MAX, Provisioned, node_id, provision, reset};
 pub use state::{Blocked, Installed, OnTrial, Release};
 pub use store::{Store, StoreError};
+pub use tls::Roots;
 pub use updater::{CheckError, Config, Event, Failure, Outcome, Refused, Unproven, Updater};

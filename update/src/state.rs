@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tractd_bundle::Digest;
 
+use crate::download::Spent;
 use crate::fs::{self, FileSystem};
 use crate::trial::Stage;
 
@@ -88,6 +89,8 @@ pub(crate) struct State {
     pub(crate) models: BTreeMap<String, Model>,
     pub(crate) blocked: Vec<Blocked>,
     pub(crate) attempts: Vec<Attempts>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) downloads: Vec<Downloads>,
     pub(crate) floors: Floors,
 }
 
@@ -109,6 +112,15 @@ pub(crate) struct Attempts {
     pub(crate) rollout: String,
     pub(crate) digest: String,
     pub(crate) count: u32,
+}
+
+/// What fetching an archive for a rollout cost so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Downloads {
+    pub(crate) rollout: String,
+    pub(crate) digest: String,
+    pub(crate) tries: u32,
+    pub(crate) bytes: u64,
 }
 
 /// Lowest versions and time the verifier may believe, beside the metadata cache: a lost or swapped cache must
@@ -185,6 +197,18 @@ impl State {
 
     pub(crate) fn attempts(&self, rollout: &str, digest: &str) -> u32 {
         self.attempts.iter().find(|a| a.rollout == rollout && a.digest == digest).map_or(0, |a| a.count)
+    }
+
+    pub(crate) fn spent(&self, rollout: &str, digest: &str) -> Spent {
+        let found = self.downloads.iter().find(|d| d.rollout == rollout && d.digest == digest);
+        found.map_or(Spent::default(), |d| Spent { tries: d.tries, bytes: d.bytes })
+    }
+
+    pub(crate) fn spend(&mut self, rollout: &str, digest: &str, spent: Spent) {
+        self.downloads.retain(|d| !(d.rollout == rollout && d.digest == digest));
+        let (rollout, digest) = (rollout.into(), digest.into());
+        self.downloads.push(Downloads { rollout, digest, tries: spent.tries, bytes: spent.bytes });
+        trim(&mut self.downloads);
     }
 
     /// Writes the state into the slot its sequence number names.

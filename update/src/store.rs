@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use tractd_bundle::{Bundle, Digest, Limits, OpenError};
 
+use crate::download::Spent;
 use crate::fs::{self, Disk, FileSystem, Files};
 use crate::state::{Blocked, Floors, Installed, Loaded, Model, OnTrial, Release, State};
 use crate::trial::Stage;
@@ -401,6 +402,11 @@ impl Store {
 
     pub(crate) fn block(&mut self, blocked: Blocked) -> Result<(), StoreError> {
         self.commit(|state| state.block(blocked))
+    }
+
+    /// Remembers, durably, what a download cost.
+    pub(crate) fn spend(&mut self, rollout: &str, digest: &str, spent: Spent) -> Result<(), StoreError> {
+        self.commit(|state| state.spend(rollout, digest, spent))
     }
 
     pub(crate) fn save_floors(&mut self, floors: Floors) -> Result<(), StoreError> {

@@ -8,11 +8,11 @@ use tractd_bundle::{Bundle, Digest, Limits, UnpackError, unpack_in};
 
 use crate::clock;
 use crate::device::Device;
-use crate::download::{DownloadError, download};
+use crate::download::{Archive, DownloadError, download};
 use crate::fs::{self, Files};
 use crate::policy::{self, Decision, Facts, Known, Reason};
 use crate::rollout::{Custom, DocumentError, Entry, Rollout, Target};
-use crate::source::{FetchError, Source, Timing};
+use crate::source::{Access, FetchError, Source};
 use crate::state::{Blocked, Installed, Release};
 use crate::store::{Store, StoreError, io_at};
 use crate::verify::{Anchor, Session, SessionError, VerifyError, Vouched};
@@ -34,8 +34,8 @@ pub struct Config {
     pub arch: String,
     /// The daemon's version, `major.minor.patch`.
     pub runtime: String,
-    /// Patience with the registry.
-    pub timing: Timing,
+    /// How the registry is reached.
+    pub access: Access,
 }
 
 impl Default for Config {
@@ -48,7 +48,7 @@ impl Default for Config {
             memory_bytes: None,
             arch: std::env::consts::ARCH.to_owned(),
             runtime: env!("CARGO_PKG_VERSION").to_owned(),
-            timing: Timing::default(),
+            access: Access::default(),
         }
     }
 }
@@ -281,14 +281,16 @@ impl Updater {
         tell: &mut dyn FnMut(Event),
     ) -> Result<Outcome, CheckError> {
         tell(Event::Checking);
-        let source = Source::new(&self.device.registry, &self.config.timing)?;
         let floors = self.store.state().floors.clone();
+        let (now, without_floor) = (clock::now(now, floors.time_s), clock::now(now, 0));
+        let source = Source::new(&self.device.registry, &self.config.access, now.system())?;
         let anchor = Anchor {
             root_json: &self.device.root_json,
             cache: self.device.state_dir.join("tuf"),
             fs: self.store.fs().clone(),
             floors: &floors,
-            now: clock::now(now, floors.time_s),
+            now,
+            without_floor,
         };
         let mut session = Session::refresh(&anchor, source.clone())?;
         self.store.save_floors(session.floors().clone())?;
@@ -448,16 +450,9 @@ impl Updater {
             return Ok(Ok(bundle));
         }
         let archive = &vouched.archive;
-        let mut progress = |bytes, total| {
-            let (model, version) = (entry.model.clone(), entry.version);
-            (check.tell)(Event::Downloading { model, version, bytes, total });
-        };
-        let blob = match download(&self.store, check.source, archive, &mut progress) {
+        let blob = match self.fetch(entry, archive, check)? {
             Ok(blob) => blob,
-            Err(DownloadError::Fetch(e)) => {
-                return Ok(Err(Step::Failed(e.to_string(), Some(archive.sha256.clone()))));
-            }
-            Err(DownloadError::Store(e)) => return Err(e),
+            Err(step) => return Ok(Err(step)),
         };
         let unpacked = self.store.unpacking(&archive.sha256);
         fs::remove(&**self.store.fs(), &unpacked).map_err(io_at(&unpacked))?;
@@ -475,6 +470,34 @@ impl Updater {
         }
         bundle.dir = self.store.adopt(&unpacked, &expected)?;
         Ok(Ok(bundle))
+    }
+
+    /// The archive, within what the rollout may cost.
+    fn fetch(
+        &mut self,
+        entry: &Entry,
+        archive: &Archive,
+        check: &mut Check<'_>,
+    ) -> Result<Result<PathBuf, Step>, StoreError> {
+        let mut spent = self.store.state().spent(&entry.id, &entry.digest);
+        if let Some(reason) = spent.over(archive.bytes) {
+            return Ok(Err(Step::Refused(reason)));
+        }
+        // Before the try: one that takes the daemon down is counted too.
+        spent.tries += 1;
+        self.store.spend(&entry.id, &entry.digest, spent)?;
+        let mut progress = |bytes, total| {
+            let (model, version) = (entry.model.clone(), entry.version);
+            (check.tell)(Event::Downloading { model, version, bytes, total });
+        };
+        match download(&self.store, check.source, archive, &mut progress, &mut spent.bytes) {
+            Ok(blob) => Ok(Ok(blob)),
+            Err(DownloadError::Store(e)) => Err(e),
+            Err(DownloadError::Fetch(e)) => {
+                self.store.spend(&entry.id, &entry.digest, spent)?;
+                Ok(Err(Step::Failed(e.to_string(), Some(archive.sha256.clone()))))
+            }
+        }
     }
 
     fn block(&mut self, entry: &Entry, reason: String) -> Result<Step, StoreError> {
