@@ -120,6 +120,9 @@ pub struct Update {
     pub slower_max: f64,
     /// How many times the memory of the version before a new one may take, beside 8 MiB. Default: 1.5.
     pub larger_max: f64,
+    /// Largest archive fetched, in bytes, because the link costs by the byte. Default: none, the link does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metered_bytes_max: Option<u64>,
     /// Part of the answers in which a new version may differ from the one before, in percent. Default: 20.
     pub differ_percent_max: u32,
 }
@@ -178,7 +181,14 @@ impl Default for Proof {
 
 impl Default for Update {
     fn default() -> Self {
-        Update { enabled: true, interval_s: 3_600, slower_max: 3.0, larger_max: 1.5, differ_percent_max: 20 }
+        Update {
+            enabled: true,
+            interval_s: 3_600,
+            metered_bytes_max: None,
+            slower_max: 3.0,
+            larger_max: 1.5,
+            differ_percent_max: 20,
+        }
     }
 }
 

@@ -108,6 +108,9 @@ fn status_report(status: &Value) -> String {
     fact("requests", format!("{} ({})", status["requests"], replies(&status["replies"])));
     fact("updates", updates(&status["update"]));
     let mut report = vec![render(facts, &[])];
+    for warning in list(&status["update"]["warnings"]) {
+        report.push(format!("warning: {}", warning.as_str().unwrap_or_default()));
+    }
     for (model, update) in status["update"]["models"].as_object().into_iter().flatten() {
         report.extend(model_update(model, update));
     }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tractd_ctl::exchange::{Input, Reply};
+use tractd_ctl::exchange::{Input, Reply, Request};
 use tractd_ctl::tensor::Tensor;
 use tractd_tests::broker::Mosquitto;
-use tractd_tests::daemon::{Daemon, Home};
+use tractd_tests::daemon::{Daemon, Home, request};
 use tractd_tests::digits::floats;
 use tractd_tests::mqtt::Client;
 use tractd_tests::onnx::Graph;
@@ -81,12 +81,15 @@ fn negation() -> Graph {
 
 /// Asks for `-value`; whoever answers must be right.
 fn ask(daemon: &Daemon<'_>, value: f32, len: usize) -> Reply {
-    let data = std::iter::repeat_n(value.to_le_bytes(), len).flatten().collect();
-    let shape = vec![1, u32::try_from(len).unwrap()];
-    let x = Tensor { name: "x".into(), dtype: DType::F32, shape, data };
-    let reply = daemon.ask("m", Input::Tensors(vec![x]));
+    let reply = daemon.connect().infer(&negated(value, len)).expect("the daemon replies");
     assert_eq!((reply.status, reply.detail.as_str()), (Status::Ok, ""));
     reply
+}
+
+fn negated(value: f32, len: usize) -> Request {
+    let data = std::iter::repeat_n(value.to_le_bytes(), len).flatten().collect();
+    let shape = vec![1, u32::try_from(len).unwrap()];
+    request("m", Input::Tensors(vec![Tensor { name: "x".into(), dtype: DType::F32, shape, data }]))
 }
 
 fn answers(daemon: &Daemon<'_>, value: f32) -> u64 {
@@ -269,6 +272,94 @@ fn a_daemon_killed_three_times_during_a_trial_goes_back() {
         "{update}"
     );
     stays_with_version_1(&site, daemon, "the daemon ended 3 times");
+}
+
+/// At every step of an update the daemon dies while clients ask. The next one has version 1 or version 2, both whole,
+/// and ends up with version 2.
+#[test]
+fn a_daemon_killed_at_any_step_under_load_comes_back_and_through() {
+    let steps =
+        ["found", "downloading", "self-testing", "trial-shadow", "trial-canary", "trial-all", "committed"];
+    for step in steps {
+        let site = Site::new(negation(), 4);
+        drop(site.start());
+        let dying = [("TRACTD_DIE_AT", step)];
+        // Version 1 is settled; showing that at the start is the step "committed", too.
+        if step == "committed" {
+            let mut daemon = site.home.spawn_with(&dying);
+            assert!(!daemon.process.wait(PATIENCE).expect("it dies").success());
+            drop(daemon);
+            let daemon = site.home.start();
+            assert_eq!(answers(&daemon, 2.0), 1);
+            continue;
+        }
+        let mut daemon = site.home.start_with(&dying);
+        site.registry.add(&site.bundle(&negation(), 4, 2));
+        site.registry.publish_on_trial("m@2", 4);
+        let mut check = std::process::Command::new(tractd_tests::binary("tractctl"));
+        let mut check = check.args(["update", "check", "--at", &site.home.at()]).spawn().unwrap();
+        let mut answered = 0;
+        while daemon.process.is_running() {
+            if let Ok(mut socket) = tractd_ctl::socket::Socket::connect(&site.home.socket()) {
+                answered += usize::from(socket.infer(&negated(2.0, 4)).is_ok());
+            }
+        }
+        check.wait().unwrap();
+        drop(daemon);
+        let daemon = site.home.start();
+        println!("{step}: {answered} answers before, version {} after", answers(&daemon, 2.0));
+        assert!(answered > 0, "{step}: nothing was asked");
+        tractctl(&["update", "check", "--at", &site.home.at()]).ok();
+        wait_for("version 2", PATIENCE, || {
+            answers(&daemon, 2.0);
+            (update(&daemon)["state"] == "committed" && update(&daemon)["version"] == 2).then_some(())
+        });
+        assert_eq!(answers(&daemon, 2.0), 2, "{step}");
+    }
+}
+
+#[test]
+fn only_an_enabled_daemon_asks_by_itself_and_at_its_interval() {
+    let config =
+        |enabled: bool| format!("[mqtt]\nenabled = false\n[update]\nenabled = {enabled}\ninterval_s = 1\n");
+    let site = Site::with(negation(), 4, Home::new().with_config(&config(false)));
+    let daemon = site.home.start();
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(daemon.status()["update"]["last_check_unix_ms"], Value::Null);
+    drop(daemon);
+    let site = Site { home: site.home.with_config(&config(true)), ..site };
+    let daemon = site.home.start();
+    daemon.wait_for_model("m", 1);
+    let last = || daemon.status()["update"]["last_check_unix_ms"].as_u64().unwrap();
+    let first = last();
+    wait_for("the next check", Duration::from_secs(20), || (last() > first).then_some(()));
+}
+
+#[test]
+fn what_will_hurt_later_is_told_and_a_reset_device_is_none() {
+    let site = Site::new(negation(), 4);
+    let file = site.home.state().join("device.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let machine = text.lines().find_map(|line| line.strip_prefix("machine = ")).map(str::to_owned);
+    let Some(machine) = machine else {
+        eprintln!("SKIPPED: this machine has no id, so no card can be told from another's");
+        return;
+    };
+    write(&file, text.replace(&machine, "\"another\"").as_bytes());
+    let daemon = site.start();
+    let warnings = daemon.status()["update"]["warnings"].to_string();
+    assert!(warnings.contains("provisioned on another machine"), "{warnings}");
+    let printed = tractctl(&["status", "--at", &site.home.at()]).ok();
+    assert!(printed.contains("warning: this state was provisioned on another machine"), "{printed}");
+    drop(daemon);
+    let state = site.home.state();
+    let state = state.to_str().unwrap();
+    let shown = tractctl(&["device", "show", "--state", state]).ok();
+    assert!(shown.contains("another one than it was provisioned on"), "{shown}");
+    assert!(
+        tractctl(&["device", "reset", "--state", state]).ok().contains("bench-1 is no longer provisioned")
+    );
+    assert_eq!(site.home.start().status()["update"]["provisioned"], false);
 }
 
 #[test]
