@@ -6,6 +6,14 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::at::At;
 
+mod registry;
+
+pub(crate) use registry::{
+    Change, Keys, Registry, RegistryAdd, RegistryDelegate, RegistryInit, RegistryKey, RegistryKeyNew,
+    RegistryPlace, RegistryPublish, RegistryRefresh, RegistryRevoke, RegistryRotate, RegistryServe,
+    RegistrySign, RegistryStatus, RegistryVerify, Rollout, RolloutSteer,
+};
+
 /// Run models through tractd, pack them, publish them, and provision devices.
 #[derive(Debug, Parser)]
 #[command(name = "tractctl", version, max_term_width = 100, arg_required_else_help = true)]
@@ -29,6 +37,9 @@ pub(crate) enum Verb {
     /// Keep a signed registry of models (plain static files)
     #[command(subcommand)]
     Registry(Registry),
+    /// Say which devices run which model, and steer it while it is under way
+    #[command(subcommand)]
+    Rollout(Rollout),
     /// Give a device its root of trust, its registry and its name
     #[command(subcommand)]
     Device(Device),
@@ -127,152 +138,13 @@ pub(crate) struct Inspect {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Registry {
-    /// Make an empty registry and its signing keys
-    Init(RegistryInit),
-    /// Sign a bundle into the registry, as one team's genuine model
-    Add(RegistryAdd),
-    /// Tell a group of devices which model version to run
-    Publish(RegistryPublish),
-    /// Sign anew what would expire; to be run daily
-    Refresh(RegistryRefresh),
-    /// Show every role's version and expiry
-    Status(RegistryStatus),
-    /// Serve a registry folder over HTTP, for trying things out
-    Serve(RegistryServe),
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  tractctl registry init registry --team vision
-  # then keep keys/root-*.age offline: two of three replace every other key")]
-pub(crate) struct RegistryInit {
-    /// Folder to make; whatever serves static files can serve it
-    pub(crate) dir: PathBuf,
-    #[command(flatten)]
-    pub(crate) keys: Keys,
-    /// A team that may sign models (repeatable)
-    #[arg(long, value_name = "NAME", default_value = "main")]
-    pub(crate) team: Vec<String>,
-    /// scrypt work factor (log2) of the key files [default: about a second of this machine each]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=22))]
-    pub(crate) work_factor: Option<u8>,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  tractctl registry add digits-1.tractd.tar.zst --registry registry --team vision")]
-pub(crate) struct RegistryAdd {
-    /// Bundle file that `tractctl pack` wrote
-    pub(crate) bundle: PathBuf,
-    /// Registry folder
-    #[arg(long, value_name = "DIR", default_value = "registry")]
-    pub(crate) registry: PathBuf,
-    #[command(flatten)]
-    pub(crate) keys: Keys,
-    /// The team that vouches for it
-    #[arg(long, value_name = "NAME", default_value = "main")]
-    pub(crate) team: String,
-    /// Devices never go below this version again
-    #[arg(long, value_name = "VERSION")]
-    pub(crate) min_version: Option<u64>,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  tractctl registry publish digits@2 --registry registry --group kitchen")]
-pub(crate) struct RegistryPublish {
-    /// MODEL@VERSION, as added before
-    pub(crate) model: String,
-    /// Registry folder
-    #[arg(long, value_name = "DIR", default_value = "registry")]
-    pub(crate) registry: PathBuf,
-    #[command(flatten)]
-    pub(crate) keys: Keys,
-    /// The group of devices that shall run it
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    pub(crate) group: String,
-    /// Share of the group; the same devices stay in it as it grows
-    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub(crate) percent: u8,
-    /// Let devices go back to it from a higher version
-    #[arg(long)]
-    pub(crate) rollback: bool,
-    /// A new rollout of a version that is out already: devices that refused it try again
-    #[arg(long)]
-    pub(crate) again: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  tractctl registry refresh --registry registry
-
-Needs the keys of timestamp and snapshot; others only when their role is near its end.")]
-pub(crate) struct RegistryRefresh {
-    /// Registry folder
-    #[arg(long, value_name = "DIR", default_value = "registry")]
-    pub(crate) registry: PathBuf,
-    #[command(flatten)]
-    pub(crate) keys: Keys,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  tractctl registry status --registry registry")]
-pub(crate) struct RegistryStatus {
-    /// Registry folder
-    #[arg(long, value_name = "DIR", default_value = "registry")]
-    pub(crate) registry: PathBuf,
-    #[command(flatten)]
-    pub(crate) keys: Keys,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  tractctl registry serve registry --listen 127.0.0.1:8080
-
-Plain HTTP is enough: devices trust signatures, not the server. For real use, any web server will do.")]
-pub(crate) struct RegistryServe {
-    /// Registry folder
-    #[arg(default_value = "registry")]
-    pub(crate) dir: PathBuf,
-    /// Address to listen on; port 0 takes a free one
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
-    pub(crate) listen: std::net::SocketAddr,
-}
-
-/// Where the signing keys are and how they are opened.
-#[derive(Debug, Args)]
-pub(crate) struct Keys {
-    /// Folder of encrypted keys [default: `keys` beside the registry folder]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) keys: Option<PathBuf>,
-    /// File whose first line is the passphrase [else TRACTD_KEY_PASSPHRASE, else a prompt]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) passphrase_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum Device {
     /// Pin a root of trust, a registry and a name into a device's state folder
     Provision(DeviceProvision),
     /// Show what a device was provisioned with
     Show(DeviceShow),
+    /// Forget the provisioning; installed models stay on disk
+    Reset(DeviceReset),
 }
 
 #[derive(Debug, Args)]
@@ -303,6 +175,19 @@ pub(crate) struct DeviceProvision {
 #[command(after_help = "Example:
   tractctl device show --state /var/lib/tractd")]
 pub(crate) struct DeviceShow {
+    #[command(flatten)]
+    pub(crate) state: State,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl device reset --state /var/lib/tractd
+
+For a device that goes to other hands, or a card cloned from another: provision it anew afterwards.")]
+pub(crate) struct DeviceReset {
     #[command(flatten)]
     pub(crate) state: State,
     /// Print one JSON object

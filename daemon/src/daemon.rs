@@ -147,11 +147,19 @@ impl Background {
             state_dir: state_dir.to_path_buf(),
             proofs,
             board: updates_board.clone(),
+            floor: floor.clone(),
             fleet: fleet_commands.clone(),
+            commands: updates_commands.clone(),
             fresh: Default::default(),
+            signed: Default::default(),
+            watches: Default::default(),
         };
         let (ready, is_ready) = oneshot::channel();
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            let body = || {
+                machine::give_way();
+                body();
+            };
             thread::Builder::new()
                 .name(name.into())
                 .spawn(body)

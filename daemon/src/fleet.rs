@@ -8,6 +8,7 @@ use crate::{
     floor::{Absent, Floor, Loaded},
     local,
     proofs::{Measured, Proofs},
+    trial::Watch,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,6 +47,17 @@ pub(crate) struct SignedModel {
     pub(crate) digest: Digest,
     pub(crate) previous: Option<u64>,
     pub(crate) bundle: Result<Bundle, String>,
+    /// Set when this version is on trial with none before it.
+    pub(crate) watch: Option<Arc<Watch>>,
+    /// The version on trial beside it.
+    pub(crate) candidate: Option<Candidate>,
+}
+
+/// A version on trial.
+#[derive(Debug, Clone)]
+pub(crate) struct Candidate {
+    pub(crate) bundle: Result<Bundle, String>,
+    pub(crate) watch: Arc<Watch>,
 }
 
 /// What the thread is told.
@@ -95,6 +107,14 @@ pub(crate) struct BoardContent {
     pub(crate) previous: BTreeMap<String, u64>,
     /// Golden vectors that held, by digest.
     pub(crate) golden: BTreeMap<Digest, usize>,
+}
+
+/// What a loaded version is for.
+enum Place {
+    /// It answers to its name; on trial with none before it, it is watched.
+    Stable(Option<Arc<Watch>>),
+    /// It is on trial beside the one that does.
+    Candidate(Arc<Watch>),
 }
 
 impl Board {
@@ -165,23 +185,61 @@ impl Fleet {
     }
 
     fn sync_signed(&self, name: &str, model: &SignedModel, again: bool) {
+        // Its trial ended well: it is loaded already.
+        if model.watch.is_none() && self.floor.candidate(name) == Some(model.digest) {
+            self.floor.promote(name);
+        }
         if self.serves(name, model.digest, true, again) {
             self.board.content().failures.remove(name);
-            return;
+            if model.watch.is_none() && model.candidate.is_none() {
+                self.floor.end_lone_trial(name);
+            }
+        } else {
+            let outcome = match &model.bundle {
+                Ok(bundle) => self.load(name, bundle, true, again, &Place::Stable(model.watch.clone())),
+                Err(reason) => Err(reason.clone()),
+            };
+            match outcome {
+                Ok(()) => drop(self.board.content().failures.remove(name)),
+                Err(reason) => {
+                    let digest = model.bundle.as_ref().ok().map(|bundle| bundle.digest);
+                    let failure = Failure {
+                        version: Some(model.version),
+                        digest,
+                        signed: true,
+                        reason: reason.clone(),
+                    };
+                    self.fail(name, failure);
+                    (self.failed)(LoadFailed { name: name.to_owned(), digest: model.digest, reason });
+                    return;
+                }
+            }
         }
-        let outcome = match &model.bundle {
-            Ok(bundle) => self.load(name, bundle, true, again),
+        self.sync_candidate(name, model.candidate.as_ref());
+    }
+
+    /// Makes the version on trial what it should be. That one does not load is no failure of the model that is
+    /// served: it ends the trial.
+    fn sync_candidate(&self, name: &str, candidate: Option<&Candidate>) {
+        let loaded = self.floor.candidate(name);
+        let Some(candidate) = candidate else {
+            return if loaded.is_some() {
+                self.floor.withdraw(name)
+            };
+        };
+        let digest = candidate.watch.digest();
+        if loaded == Some(digest) {
+            return self.floor.follow_stage(name);
+        }
+        let outcome = match &candidate.bundle {
+            Ok(bundle) => {
+                self.prove_and_install(name, bundle, true, &Place::Candidate(candidate.watch.clone()))
+            }
             Err(reason) => Err(reason.clone()),
         };
         match outcome {
-            Ok(()) => drop(self.board.content().failures.remove(name)),
-            Err(reason) => {
-                let digest = model.bundle.as_ref().ok().map(|bundle| bundle.digest);
-                let failure =
-                    Failure { version: Some(model.version), digest, signed: true, reason: reason.clone() };
-                self.fail(name, failure);
-                (self.failed)(LoadFailed { name: name.to_owned(), digest: model.digest, reason });
-            }
+            Ok(measured) => drop(self.board.content().golden.insert(digest, measured.golden)),
+            Err(reason) => (self.failed)(LoadFailed { name: name.to_owned(), digest, reason }),
         }
     }
 
@@ -215,7 +273,8 @@ impl Fleet {
         if self.serves(name, bundle.digest, false, again) {
             return Ok(());
         }
-        self.load(name, &bundle, false, again).map_err(|reason| Failure { reason, ..failure })
+        self.load(name, &bundle, false, again, &Place::Stable(None))
+            .map_err(|reason| Failure { reason, ..failure })
     }
 
     /// Whether this very bundle answers already; a crashed one only counts until somebody asks for another try.
@@ -225,7 +284,14 @@ impl Fleet {
         })
     }
 
-    fn load(&self, name: &str, bundle: &Bundle, signed: bool, again: bool) -> Result<(), String> {
+    fn load(
+        &self,
+        name: &str,
+        bundle: &Bundle,
+        signed: bool,
+        again: bool,
+        place: &Place,
+    ) -> Result<(), String> {
         if let Some(failure) = self.board.content().failures.get(name)
             && failure.digest == Some(bundle.digest)
             && !again
@@ -237,7 +303,7 @@ impl Fleet {
         if served.is_none() {
             self.floor.set_absent(name, Some(Absent::Loading));
         }
-        let outcome = self.prove_and_install(name, bundle, signed);
+        let outcome = self.prove_and_install(name, bundle, signed, place);
         self.board.content().loading.remove(name);
         match &outcome {
             Ok(measured) => {
@@ -252,7 +318,13 @@ impl Fleet {
         outcome.map(drop)
     }
 
-    fn prove_and_install(&self, name: &str, bundle: &Bundle, signed: bool) -> Result<Measured, String> {
+    fn prove_and_install(
+        &self,
+        name: &str,
+        bundle: &Bundle,
+        signed: bool,
+        place: &Place,
+    ) -> Result<Measured, String> {
         let measured = self.proofs.prove(bundle).map_err(|refusal| refusal.to_string())?;
         let options = PlanOptions { cache: Some(self.cache_dir.clone()), ..PlanOptions::default() };
         let plan = Plan::load(bundle, &options).map_err(|error| error.to_string())?;
@@ -265,7 +337,11 @@ impl Fleet {
             service_us: measured.infer_us,
             stats,
         };
-        self.floor.install(loaded).map_err(|error| error.to_string())?;
+        let installed = match place {
+            Place::Stable(watch) => self.floor.install(loaded, watch.clone()),
+            Place::Candidate(watch) => self.floor.install_candidate(loaded, watch.clone()),
+        };
+        installed.map_err(|error| error.to_string())?;
         Ok(measured)
     }
 

@@ -4,6 +4,7 @@ use crate::{
     config,
     intake::{Reply, ReplyTo, Request},
     stats::{ModelStats, Outcomes},
+    trial::{Answer, Watch},
 };
 use std::{
     collections::HashMap,
@@ -14,11 +15,13 @@ use std::{
     time::{Duration, Instant as Clock},
 };
 use tokio::sync::watch;
+use tractd_bundle::Digest;
 use tractd_engine::Plan;
 use tractd_scheduler::{
-    Instant, Job, Limits, ModelId, OutOfMemory, Priority, Reason, Refused, Route, Scheduler, SlotId, Stats,
-    Ticket, Work,
+    Instant, Job, Limits, Mode, ModelId, OutOfMemory, Priority, Reason, Refused, Route, Scheduler, SlotId,
+    Stats, Ticket, Work,
 };
+use tractd_update::trial::Version;
 use tractd_wire::{Pin, Selector, Status};
 
 /// Longest an idle thread sleeps, so that its heart is seen to beat.
@@ -29,6 +32,12 @@ const LOADING_RETRY_MS: u32 = 500;
 
 /// Longest a swap waits for busy workers to prepare their sessions; the others prepare theirs at their next job.
 const PREPARE_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a copy of a request is worth running, in microseconds: it tells of the load it was made under.
+const COPY_DEADLINE_US: u64 = 1_000_000;
+
+/// The label under which a version on trial can be asked for.
+const CANARY: &str = "canary";
 
 /// One version of a model, ready to run.
 pub(crate) struct Loaded {
@@ -47,12 +56,25 @@ pub(crate) struct Pending {
     pub(crate) request: Request,
     pub(crate) reply: ReplyTo,
     stats: Option<Arc<ModelStats>>,
+    deadline: Instant,
+    /// Asked for by version or label: no other one may answer.
+    pinned: bool,
 }
+
+/// Which trial a slot is part of, and as what.
+pub(crate) type Role = (Arc<Watch>, Version);
 
 /// What a worker does next.
 pub(crate) enum Task {
     /// Run the request on `loaded`, then hand the ticket back.
-    Run { slot: SlotId, ticket: Ticket, loaded: Arc<Loaded>, pending: Pending, queued_us: u64 },
+    Run {
+        slot: SlotId,
+        ticket: Ticket,
+        loaded: Arc<Loaded>,
+        pending: Pending,
+        queued_us: u64,
+        role: Option<Role>,
+    },
     /// Models came or went: these are all there are now. Then say so with [`Floor::prepared`].
     Prepare { generation: u64, plans: Vec<(SlotId, Arc<Plan>)> },
     /// Nothing to do; the heart may beat.
@@ -86,6 +108,8 @@ struct State {
     scheduler: Scheduler<Pending>,
     models: HashMap<Arc<str>, Model>,
     slots: HashMap<SlotId, Arc<Loaded>>,
+    /// Both slots of every trial; mostly empty.
+    trials: HashMap<SlotId, Role>,
     /// Why a known model is not served; what is not here either is unknown.
     absent: HashMap<String, Absent>,
     models_made: u32,
@@ -104,6 +128,8 @@ struct State {
 struct Model {
     id: ModelId,
     slot: SlotId,
+    /// The version on trial beside it.
+    candidate: Option<SlotId>,
 }
 
 /// Why a known model is not served.
@@ -128,6 +154,7 @@ impl Floor {
                 scheduler: Scheduler::new(limits),
                 models: HashMap::new(),
                 slots: HashMap::new(),
+                trials: HashMap::new(),
                 absent: HashMap::new(),
                 models_made: 0,
                 generation: 0,
@@ -185,7 +212,13 @@ impl Floor {
             deadline,
             priority: priority(request.priority),
             bytes: request.payload.bytes(),
-            payload: Pending { request, reply, stats: Some(found.stats) },
+            payload: Pending {
+                request,
+                reply,
+                stats: Some(found.stats),
+                deadline,
+                pinned: found.pin.is_some(),
+            },
         };
         let refused = state.scheduler.submit(now, job).err();
         let (wake_worker, wake_clock) = (refused.is_none() && state.idle_workers > 0, state.clock_is_late());
@@ -217,7 +250,8 @@ impl Floor {
                     if state.clock_is_late() {
                         self.alarm.notify_one();
                     }
-                    return Task::Run { slot, ticket, loaded, pending: job.payload, queued_us };
+                    let role = state.trials.get(&slot).cloned();
+                    return Task::Run { slot, ticket, loaded, pending: job.payload, queued_us, role };
                 }
                 Some(Work::Expired(job)) => {
                     drop(state);
@@ -254,6 +288,9 @@ impl Floor {
 
     /// Sends a reply and counts it.
     pub(crate) fn answer(&self, stats: Option<&ModelStats>, to: ReplyTo, reply: Reply) {
+        if matches!(to, ReplyTo::Shadow(..)) {
+            return to.send(reply);
+        }
         self.outcomes.count(reply.status);
         if let Some(stats) = stats {
             stats.outcomes.count(reply.status);
@@ -310,9 +347,33 @@ impl Floor {
 /// Models come and go.
 impl Floor {
     /// Makes a loaded model the one that answers to its name. Requests that run end on the version they started
-    /// with; queued ones go to the new one. The former version is freed after its last run.
-    pub(crate) fn install(&self, loaded: Loaded) -> Result<(), OutOfMemory> {
+    /// with; queued ones go to the new one. The former version is freed after its last run. `watch` is set when it
+    /// is on trial, with no version before it.
+    pub(crate) fn install(&self, loaded: Loaded, watch: Option<Arc<Watch>>) -> Result<(), OutOfMemory> {
         let name = loaded.name.clone();
+        let (mut state, slot) = self.add(loaded)?;
+        let former = state.models.remove(&name);
+        let id = former.as_ref().map_or_else(
+            || {
+                state.models_made += 1;
+                ModelId(state.models_made)
+            },
+            |model| model.id,
+        );
+        state.scheduler.set_route(id, Route::to(slot)).expect("the slot was just added");
+        state.absent.remove(&*name);
+        state.trials.extend(watch.map(|watch| (slot, (watch, Version::Candidate))));
+        state.models.insert(name, Model { id, slot, candidate: None });
+        let former = former.into_iter().flat_map(|model| model.slots());
+        let orphans = former.flat_map(|slot| state.remove_slot(slot)).collect();
+        drop(state);
+        self.release(orphans);
+        self.announce();
+        Ok(())
+    }
+
+    /// Takes a slot, and waits until the workers have sessions for it.
+    fn add(&self, loaded: Loaded) -> Result<(MutexGuard<'_, State>, SlotId), OutOfMemory> {
         let mut state = self.state();
         let slot = state.scheduler.add_slot(loaded.peak_bytes, loaded.service_us)?;
         state.slots.insert(slot, Arc::new(loaded));
@@ -320,28 +381,127 @@ impl Floor {
         let generation = state.generation;
         self.work.notify_all();
         // Requests keep going to the former version until the workers have sessions for the new one.
-        let (mut state, _) = self
+        let (state, _) = self
             .settled
             .wait_timeout_while(state, PREPARE_WAIT, |state| {
                 !state.stopping && state.prepared.iter().any(|prepared| *prepared < generation)
             })
             .expect("nothing panics under the lock of the floor");
-        let former = state.models.get(&name).map(|model| (model.id, model.slot));
-        let id = former.map_or_else(
-            || {
-                state.models_made += 1;
-                ModelId(state.models_made)
-            },
-            |(id, _)| id,
-        );
-        state.scheduler.set_route(id, Route::to(slot)).expect("the slot was just added");
-        state.absent.remove(&*name);
-        state.models.insert(name, Model { id, slot });
-        let orphans = former.map_or_else(Vec::new, |(_, slot)| state.remove_slot(slot));
+        Ok((state, slot))
+    }
+
+    /// Puts a loaded version on trial beside the one that answers to its name.
+    pub(crate) fn install_candidate(&self, loaded: Loaded, watch: Arc<Watch>) -> Result<(), OutOfMemory> {
+        let name = loaded.name.clone();
+        self.withdraw(&name);
+        let (mut state, slot) = self.add(loaded)?;
+        let model = state.models.get_mut(&name).expect("the fleet loads the version before first");
+        model.candidate = Some(slot);
+        let stable = model.slot;
+        state.trials.insert(stable, (watch.clone(), Version::Incumbent));
+        state.trials.insert(slot, (watch, Version::Candidate));
+        state.follow_stage(&name);
         drop(state);
-        self.refuse_all(orphans, Reason::UnknownModel, 0);
         self.announce();
         Ok(())
+    }
+
+    /// The trial of `name` is at another stage: routes as that stage wants it.
+    pub(crate) fn follow_stage(&self, name: &str) {
+        self.state().follow_stage(name);
+        self.announce();
+    }
+
+    /// The version on trial is the one that answers from now on.
+    pub(crate) fn promote(&self, name: &str) {
+        let mut state = self.state();
+        let Some(model) = state.models.get_mut(name) else { return };
+        let (id, stable) = (model.id, model.slot);
+        let Some(candidate) = model.candidate.take() else { return };
+        model.slot = candidate;
+        state.scheduler.set_route(id, Route::to(candidate)).expect("it was routed to before");
+        state.trials.remove(&candidate);
+        let orphans = state.remove_slot(stable);
+        drop(state);
+        self.release(orphans);
+        self.announce();
+    }
+
+    /// The trial of a version that had none before it is over.
+    pub(crate) fn end_lone_trial(&self, name: &str) {
+        let mut state = self.state();
+        let lone = state.models.get(name).filter(|model| model.candidate.is_none()).map(|model| model.slot);
+        if let Some(slot) = lone {
+            state.trials.remove(&slot);
+        }
+    }
+
+    /// The version on trial is gone, and the one before answers alone.
+    pub(crate) fn withdraw(&self, name: &str) {
+        let mut state = self.state();
+        let Some(model) = state.models.get_mut(name) else { return };
+        let (id, stable) = (model.id, model.slot);
+        let Some(candidate) = model.candidate.take() else { return };
+        state.scheduler.set_route(id, Route::to(stable)).expect("it answered before");
+        state.trials.remove(&stable);
+        let orphans = state.remove_slot(candidate);
+        drop(state);
+        self.release(orphans);
+        self.announce();
+    }
+
+    /// The version on trial beside the one that answers.
+    pub(crate) fn candidate(&self, name: &str) -> Option<Digest> {
+        let state = self.state();
+        let slot = state.models.get(name)?.candidate?;
+        Some(state.slots[&slot].plan.digest())
+    }
+
+    /// Has the version on trial answer a request the one before has answered already. Only while nobody waits for
+    /// that model: a copy must not take a client's place in the queue.
+    pub(crate) fn submit_copy(&self, name: &str, request: Request, watch: Arc<Watch>, answer: Answer) {
+        let mut state = self.state();
+        let Some(&Model { id, candidate: Some(candidate), .. }) = state.models.get(name) else { return };
+        if state.scheduler.queued(id) > 0 {
+            return;
+        }
+        let now = self.now();
+        let deadline = Instant(now.0.saturating_add(COPY_DEADLINE_US));
+        let bytes = request.payload.bytes();
+        let reply = ReplyTo::Shadow(watch, answer);
+        let payload = Pending { request, reply, stats: None, deadline, pinned: true };
+        let job = Job { model: id, pin: Some(candidate), deadline, priority: Priority::Low, bytes, payload };
+        // One that is not admitted is one copy less.
+        drop(state.scheduler.submit(now, job));
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Gives a request that the version in slot `failed` failed to the one before; back to the caller when there is none,
+    /// or the request wants no other.
+    pub(crate) fn fall_back(&self, name: &str, failed: SlotId, pending: Pending) -> Result<(), Pending> {
+        let mut state = self.state();
+        let (id, stable) = match state.models.get(name) {
+            Some(model) if model.slot != failed && !pending.pinned => (model.id, model.slot),
+            _ => return Err(pending),
+        };
+        let job = Job {
+            model: id,
+            pin: Some(stable),
+            deadline: pending.deadline,
+            priority: Priority::High,
+            bytes: pending.request.payload.bytes(),
+            payload: pending,
+        };
+        let refused = state.scheduler.submit(self.now(), job).err();
+        drop(state);
+        match refused {
+            Some(refused) => Err(refused.job.payload),
+            None => {
+                self.work.notify_one();
+                Ok(())
+            }
+        }
     }
 
     /// Takes a model away; its queued requests are answered that it is gone.
@@ -349,10 +509,28 @@ impl Floor {
         let mut state = self.state();
         let Some(model) = state.models.remove(name) else { return };
         let mut orphans = state.scheduler.remove_model(model.id);
-        orphans.extend(state.remove_slot(model.slot));
+        for slot in model.slots() {
+            orphans.extend(state.remove_slot(slot));
+        }
         drop(state);
         self.refuse_all(orphans, Reason::UnknownModel, 0);
         self.announce();
+    }
+
+    /// Jobs whose slot went away: who asked for that version is told, the others go where the route leads now.
+    fn release(&self, orphans: Vec<Job<Pending>>) {
+        for job in orphans {
+            let pinned = job.payload.pinned;
+            let refused = if pinned {
+                Refused { job, reason: Reason::UnknownModel, retry_after_ms: 0 }
+            } else {
+                let submitted = self.state().scheduler.submit(self.now(), Job { pin: None, ..job });
+                let Err(refused) = submitted else { continue };
+                refused
+            };
+            self.refuse(refused);
+        }
+        self.work.notify_all();
     }
 
     /// Takes a crashed version out; everybody waiting for it is told.
@@ -469,14 +647,23 @@ struct Found {
     stats: Arc<ModelStats>,
 }
 
+impl Model {
+    fn slots(&self) -> impl IntoIterator<Item = SlotId> + use<> {
+        std::iter::once(self.slot).chain(self.candidate)
+    }
+}
+
 impl State {
     fn find(&self, selector: Selector<'_>) -> Result<Found, Reply> {
         let name = selector.name.as_str();
         let Some(model) = self.models.get(name) else { return Err(self.not_found(name)) };
         let loaded = &self.slots[&model.slot];
+        let of_version =
+            |version: u64| model.slots().into_iter().find(|slot| self.slots[slot].plan.version() == version);
         let pin = match selector.pin {
             Pin::Any => None,
-            Pin::Version(version) if version == loaded.plan.version() => Some(model.slot),
+            Pin::Version(version) if of_version(version).is_some() => of_version(version),
+            Pin::Label(label) if label.as_str() == CANARY && model.candidate.is_some() => model.candidate,
             Pin::Version(version) => {
                 let here = loaded.plan.version();
                 let detail = format!("{name} has no version {version} here; it is at version {here}");
@@ -509,8 +696,17 @@ impl State {
         }
     }
 
+    fn follow_stage(&mut self, name: &str) {
+        let Some(&Model { id, slot, candidate: Some(candidate) }) = self.models.get(name) else { return };
+        let share = self.trials.get(&candidate).map_or(0, |(watch, _)| watch.stage().share());
+        let mode = if share == 0 { Mode::Shadow } else { Mode::Canary };
+        let route = Route { stable: slot, candidate: Some(candidate), mode, share };
+        self.scheduler.set_route(id, route).expect("both slots are there");
+    }
+
     fn remove_slot(&mut self, slot: SlotId) -> Vec<Job<Pending>> {
         self.slots.remove(&slot);
+        self.trials.remove(&slot);
         self.generation += 1;
         self.scheduler.remove_slot(slot).expect("no route leads to a former slot")
     }

@@ -2,7 +2,10 @@
 //!
 //! Nothing behind this file knows where a request came from, and nothing before it knows about models.
 
-use crate::floor::Floor;
+use crate::{
+    floor::Floor,
+    trial::{Answer, Watch},
+};
 use std::{
     sync::{
         Arc,
@@ -139,6 +142,8 @@ impl Reply {
 pub(crate) enum ReplyTo {
     Once(oneshot::Sender<Reply>),
     Connection(Line),
+    /// A copy for a version on trial: compared with what the client was answered, and nobody's otherwise.
+    Shadow(Arc<Watch>, Answer),
 }
 
 /// A connection's channel, for one answer.
@@ -183,6 +188,11 @@ impl ReplyTo {
         match self {
             ReplyTo::Once(sender) => drop(sender.send(reply)),
             ReplyTo::Connection(line) => line.send(Outgoing::Reply(reply)),
+            ReplyTo::Shadow(watch, answer) => {
+                for seen in answer.compared(&reply) {
+                    watch.observe(seen);
+                }
+            }
         }
     }
 
@@ -191,6 +201,7 @@ impl ReplyTo {
         match self {
             ReplyTo::Once(sender) => sender.is_closed(),
             ReplyTo::Connection(line) => line.outgoing.is_closed(),
+            ReplyTo::Shadow(..) => false,
         }
     }
 }

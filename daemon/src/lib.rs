@@ -27,6 +27,7 @@ pub mod observe;
 mod proofs;
 mod socket;
 mod stats;
+mod trial;
 mod updates;
 mod workers;
 

@@ -29,6 +29,29 @@ pub(crate) fn models_memory_bytes() -> u64 {
     memory / 100 * MODELS_MEMORY_PERCENT
 }
 
+/// The kind of machine, as far as it says: a state folder that was moved to another kind is not what was measured.
+pub(crate) fn board() -> String {
+    let files = ["/proc/device-tree/model", "/sys/devices/virtual/dmi/id/product_name"];
+    let name = files.iter().find_map(|file| fs::read_to_string(file).ok());
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, cpu)| cpu);
+    let text = format!("{} {}", name.unwrap_or_default(), cpu.unwrap_or_default());
+    text.split(|c: char| c.is_whitespace() || c == '\0')
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Lets everything else on the machine go first: for threads that are in no hurry, and the children they start.
+pub(crate) fn give_way() {
+    // The kernel's nice value is a thread's own. 10 leaves about a tenth of a busy processor: a proof has to end
+    // within its time even there.
+    if let Err(error) = rustix::process::setpriority_process(None, 10) {
+        log::debug!("no lower priority: {error}");
+    }
+}
+
 /// Where state is kept when nothing says otherwise.
 pub(crate) fn default_state_dir() -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

@@ -142,9 +142,12 @@ struct ModelStatus {
 }
 
 impl Observer {
-    /// `{"models": […]}`: what is served, being loaded, or refused and why.
+    /// `{"models": […], "updates": {…}}`: what is served, being loaded, or refused and why; and how far each
+    /// model's latest version is.
     pub fn models(&self) -> serde_json::Value {
-        to_json(&self.models_list())
+        let mut models = to_json(&self.models_list());
+        models["updates"] = to_json(&self.updates.status().models);
+        models
     }
 
     /// Everything there is to tell: state, memory, queue, counters, updates, latencies.

@@ -14,7 +14,7 @@ use std::{
 use tractd_bundle::{Bundle, Digest};
 use tractd_engine::proof::{self, Limits, Proof, Refusal};
 
-use crate::config;
+use crate::{config, machine};
 
 /// Proofs remembered; the rest is forgotten from the end of the digests' order.
 const REMEMBERED_MAX: usize = 256;
@@ -67,7 +67,8 @@ impl Proofs {
     pub(crate) fn open(state_dir: &Path, config: &config::Proof) -> Proofs {
         let file = state_dir.join("proofs.json");
         let (version, arch) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
-        let circumstances = format!("1 {version} {arch} {}", tractd_engine::Tier::detect().name());
+        let circumstances =
+            format!("1 {version} {arch} {} {}", tractd_engine::Tier::detect().name(), machine::board());
         let proofs =
             read(&file).filter(|known| known.circumstances == circumstances).map(|known| known.proofs);
         let known = Mutex::new(Known { circumstances, proofs: proofs.unwrap_or_default() });
@@ -76,22 +77,37 @@ impl Proofs {
 
     /// What the bundle's trial measured, now or earlier.
     pub(crate) fn prove(&self, bundle: &Bundle) -> Result<Measured, Refusal> {
-        if let Some(measured) = self.known().proofs.get(&bundle.digest) {
-            return Ok(*measured);
+        if let Some(measured) = self.known(bundle) {
+            return Ok(measured);
         }
-        let arguments = child_arguments(&self.limits);
-        let arguments: Vec<_> = arguments.iter().map(OsString::as_os_str).collect();
-        let measured = proof::prove(Path::new(SELF_EXE), &arguments, &bundle.dir, &self.limits)?.into();
+        let measured = self.measure(bundle)?;
         self.remember(bundle.digest, measured);
         Ok(measured)
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+    /// Tries the bundle now, whatever is remembered of it, and remembers nothing.
+    pub(crate) fn measure(&self, bundle: &Bundle) -> Result<Measured, Refusal> {
+        let arguments = child_arguments(&self.limits);
+        let arguments: Vec<_> = arguments.iter().map(OsString::as_os_str).collect();
+        Ok(proof::prove(Path::new(SELF_EXE), &arguments, &bundle.dir, &self.limits)?.into())
+    }
+
+    /// What an earlier trial measured.
+    pub(crate) fn known(&self, bundle: &Bundle) -> Option<Measured> {
+        self.all().proofs.get(&bundle.digest).copied()
+    }
+
+    /// Has the bundle proven again when it is asked for next.
+    pub(crate) fn forget(&self, bundle: &Bundle) {
+        self.all().proofs.remove(&bundle.digest);
+    }
+
+    fn all(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().expect("nothing panics while looking up a proof")
     }
 
     fn remember(&self, digest: Digest, measured: Measured) {
-        let mut known = self.known();
+        let mut known = self.all();
         known.proofs.insert(digest, measured);
         while known.proofs.len() > REMEMBERED_MAX {
             known.proofs.pop_last();
@@ -149,14 +165,14 @@ mod tests {
         let digest = Digest([3; 32]);
         Proofs::open(dir.path(), &config::Proof::default()).remember(digest, measured);
         let again = Proofs::open(dir.path(), &config::Proof::default());
-        assert_eq!(again.known().proofs.get(&digest), Some(&measured));
+        assert_eq!(again.all().proofs.get(&digest), Some(&measured));
 
         let file = dir.path().join("proofs.json");
         let other = fs::read_to_string(&file).unwrap().replace(env!("CARGO_PKG_VERSION"), "0.0.0");
         fs::write(&file, other).unwrap();
-        assert_eq!(Proofs::open(dir.path(), &config::Proof::default()).known().proofs.len(), 0);
+        assert_eq!(Proofs::open(dir.path(), &config::Proof::default()).all().proofs.len(), 0);
         fs::write(&file, "rubbish").unwrap();
-        assert_eq!(Proofs::open(dir.path(), &config::Proof::default()).known().proofs.len(), 0);
+        assert_eq!(Proofs::open(dir.path(), &config::Proof::default()).all().proofs.len(), 0);
     }
 
     #[test]

@@ -4,8 +4,10 @@
 
 use crate::{
     config,
-    fleet::{Command as FleetCommand, LoadFailed, Signed, SignedModel},
-    proofs::Proofs,
+    fleet::{Candidate, Command as FleetCommand, LoadFailed, Signed, SignedModel},
+    floor::Floor,
+    proofs::{Measured, Proofs},
+    trial::{Failed, Watch},
 };
 use serde::Serialize;
 use std::{
@@ -16,10 +18,26 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tractd_bundle::{Bundle, Digest, Limits};
-use tractd_update::{Config, Device, Event, Outcome, Store, Updater};
+use tractd_engine::proof::Refusal;
+use tractd_update::{
+    Config, Device, Event, Installed, Outcome, Store, StoreError, Unproven, Updater,
+    trial::{Fault, Rules, STARTS_MAX, Stage, Step, slower},
+};
 
 /// The first check comes this soon after the start, before jitter.
 const FIRST_CHECK: Duration = Duration::from_secs(2);
+/// How often a trial's time is looked at; its faults come by themselves.
+const TRIAL_LOOK: Duration = Duration::from_millis(200);
+/// Once the version before takes this many times what it took when it was proven, the device is throttled or busy,
+/// and a latency measured now says nothing.
+const THROTTLED: f64 = 2.0;
+/// Memory a version may take beyond the factor, in bytes: what measuring it twice differs by.
+const LARGER_BYTES: u64 = 8 << 20;
+
+/// Metadata that expires within this time is warned of, in seconds: a registry renews its timestamp daily, so what
+/// has less than half of that left was missed.
+const EXPIRES_SOON_S: u64 = 12 * 3_600;
+const MOVED: &str = "this state was provisioned on another machine; if its card was cloned, two devices have one name: provision anew";
 
 /// What the thread is told.
 pub(crate) enum Command {
@@ -29,6 +47,8 @@ pub(crate) enum Command {
     Configure(config::Update),
     /// A model of the store did not load.
     LoadFailed(LoadFailed),
+    /// A version on trial showed itself bad.
+    TrialFailed(Failed),
     /// End, after a check that is under way.
     Stop,
 }
@@ -83,9 +103,29 @@ pub(crate) struct UpdateStatus {
     pub(crate) last_check_unix_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last: Option<Report>,
+    /// What will hurt later: an expiry that is near, a clock behind what is known, a state moved here from another
+    /// machine.
+    pub(crate) warnings: Vec<String>,
+    /// How far each model's latest version is, by model.
+    pub(crate) models: BTreeMap<String, ModelUpdate>,
     /// Why the store or the device's identity cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
+}
+
+/// How far a version is on this device; also published over MQTT.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct ModelUpdate {
+    pub(crate) version: u64,
+    /// `waiting`, `found`, `downloading`, `self-testing`, `trial`, `committed`, `refused`, `failed` (to be tried
+    /// again) or `rolled-back`.
+    pub(crate) state: &'static str,
+    /// Of a trial: `shadow`, `canary` or `all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stage: Option<&'static str>,
+    /// Why it goes no further.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
 }
 
 /// A download under way.
@@ -116,10 +156,17 @@ pub(crate) struct Updates {
     pub(crate) state_dir: PathBuf,
     pub(crate) proofs: Arc<Proofs>,
     pub(crate) board: Arc<Board>,
+    pub(crate) floor: Arc<Floor>,
     pub(crate) fleet: mpsc::Sender<FleetCommand>,
+    /// Leads back here, for the alarms of trials.
+    pub(crate) commands: mpsc::Sender<Command>,
     /// Digests activated by this daemon: only these are taken back when they do not load. One that worked before
     /// and fails after a restart fails for a reason that going back may not cure, and going back is for good.
     pub(crate) fresh: BTreeSet<Digest>,
+    /// What the store holds active, opened and hashed.
+    pub(crate) signed: BTreeMap<String, SignedModel>,
+    /// Trials under way, by model.
+    pub(crate) watches: BTreeMap<String, Arc<Watch>>,
 }
 
 /// The device's identity, read once at the start.
@@ -131,24 +178,29 @@ impl Updates {
     /// Runs until told to stop. Tells the fleet what the store holds before anything else.
     pub(crate) fn run(mut self, device: Result<Option<Device>, String>, commands: &mpsc::Receiver<Command>) {
         let mut updater = self.open(device);
-        let mut signed = BTreeMap::new();
         if let Some(updater) = &mut updater {
-            open_active(updater.store_mut(), &mut signed);
+            let store = updater.store_mut();
+            self.begin(store);
+            self.open_active(store);
         }
-        self.tell_fleet(&signed);
+        self.tell_fleet();
         let mut next = Instant::now() + jittered(FIRST_CHECK);
         loop {
             let due = self.config.enabled && updater.is_some();
             let wait = if due { next.saturating_duration_since(Instant::now()) } else { Duration::MAX };
-            let command = match commands.recv_timeout(wait.min(Duration::from_secs(86_400))) {
+            let look = if self.watches.is_empty() { Duration::from_secs(86_400) } else { TRIAL_LOOK };
+            let command = match commands.recv_timeout(wait.min(look)) {
                 Ok(command) => command,
-                Err(mpsc::RecvTimeoutError::Timeout) if wait == Duration::MAX => continue,
-                Err(mpsc::RecvTimeoutError::Timeout) => Command::Check(None),
+                Err(mpsc::RecvTimeoutError::Timeout) if due && Instant::now() >= next => Command::Check(None),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.look_at_trials(updater.as_mut());
+                    continue;
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
             };
             match command {
                 Command::Check(reply) => {
-                    let report = self.check(updater.as_mut(), &mut signed);
+                    let report = self.check(updater.as_mut());
                     if let Some(reply) = reply {
                         reply(report);
                     }
@@ -158,8 +210,9 @@ impl Updates {
                     self.board.status().enabled = config.enabled;
                     self.config = config;
                 }
-                Command::LoadFailed(failed) => self.take_back(updater.as_mut(), &mut signed, &failed),
-                Command::Stop => return,
+                Command::LoadFailed(failed) => self.not_loaded(updater.as_mut(), failed),
+                Command::TrialFailed(failed) => self.trial_failed(updater.as_mut(), &failed),
+                Command::Stop => return self.end(updater.as_mut()),
             }
         }
     }
@@ -171,9 +224,14 @@ impl Updates {
             status.registry = Some(device.registry.to_string());
             status.group = Some(device.group.clone());
             status.provisioned = true;
+            if device.is_moved {
+                log::warn!("{MOVED}");
+                status.warnings.push(MOVED.into());
+            }
             drop(status);
             let store = Store::open(&self.state_dir).map_err(|error| error.to_string())?;
-            Ok(Some(Updater::new(device, store, Config::default())))
+            let memory_bytes = Some(self.floor.limits.memory_bytes);
+            Ok(Some(Updater::new(device, store, Config { memory_bytes, ..Config::default() })))
         });
         let mut status = self.board.status();
         status.enabled = self.config.enabled;
@@ -187,40 +245,72 @@ impl Updates {
         })
     }
 
-    fn tell_fleet(&self, signed: &BTreeMap<String, SignedModel>) {
-        let provisioned = self.board.status().provisioned;
-        // The fleet ends after this thread; when it is gone, so is the daemon.
-        drop(self.fleet.send(FleetCommand::Signed(Signed { provisioned, models: signed.clone() })));
+    /// Takes up what an earlier process left: what it refused, and trials, whose start is counted before anything
+    /// of them is loaded.
+    fn begin(&mut self, store: &mut Store) {
+        for blocked in store.blocked().iter().filter(|blocked| !blocked.model.is_empty()) {
+            let state = if blocked.taken_back { "rolled-back" } else { "refused" };
+            self.show(&blocked.model, blocked.version, state, None, Some(blocked.reason.clone()));
+        }
+        for model in store.active() {
+            let Some(trial) = model.trial else { continue };
+            let begun = if trial.starts >= STARTS_MAX {
+                self.take_back(store, &model, &Fault::CrashLoop(trial.starts))
+            } else {
+                store.count_start(&model.name)
+            };
+            if let Err(error) = begun {
+                log::error!(model = &*model.name; "its trial cannot go on: {error}");
+            }
+        }
     }
 
-    fn check(&mut self, updater: Option<&mut Updater>, signed: &mut BTreeMap<String, SignedModel>) -> Report {
+    /// This process ends in order: no crash of what was on trial.
+    fn end(&self, updater: Option<&mut Updater>) {
+        let Some(updater) = updater else { return };
+        for name in self.watches.keys() {
+            if let Err(error) = updater.store_mut().forget_start(name) {
+                log::warn!(model = &**name; "this end will count as a crash of its trial: {error}");
+            }
+        }
+    }
+
+    fn tell_fleet(&self) {
+        let provisioned = self.board.status().provisioned;
+        // The fleet ends after this thread; when it is gone, so is the daemon.
+        drop(self.fleet.send(FleetCommand::Signed(Signed { provisioned, models: self.signed.clone() })));
+    }
+
+    fn check(&mut self, updater: Option<&mut Updater>) -> Report {
         let Some(updater) = updater else {
             let status = self.board.status();
             let error = status.error.clone().unwrap_or_else(|| "this device is not provisioned".into());
             return Report { error: Some(error), ..Report::default() };
         };
-        let mut prove =
-            |bundle: &Bundle| self.proofs.prove(bundle).map(drop).map_err(|refusal| refusal.to_string());
+        updater.config_mut().metered_bytes_max = self.config.metered_bytes_max;
         let mut changed = false;
         let mut fresh = BTreeSet::new();
-        let outcome = updater.check(SystemTime::now(), &mut prove, &mut |event| {
+        let outcome = updater.check(SystemTime::now(), &mut |bundle| self.prove(bundle), &mut |event| {
             if let Event::Activated { digest, .. } = event {
                 fresh.insert(digest);
+                changed = true;
             }
-            changed |= matches!(event, Event::Activated { .. } | Event::RolledBack { .. });
             self.tell(&event);
         });
         self.fresh.extend(fresh);
         let report = match outcome {
-            Ok(outcome) => Report::from(outcome),
+            Ok(outcome) => {
+                self.warn(&outcome);
+                Report::from(outcome)
+            }
             Err(error) => {
                 log::warn!("checking for updates: {error}");
                 Report { error: Some(error.to_string()), ..Report::default() }
             }
         };
         if changed {
-            open_active(updater.store_mut(), signed);
-            self.tell_fleet(signed);
+            self.open_active(updater.store_mut());
+            self.tell_fleet();
         }
         let mut status = self.board.status();
         status.phase = "idle";
@@ -228,6 +318,22 @@ impl Updates {
         status.last_check_unix_ms = Some(unix_ms());
         status.last = Some(report.clone());
         report
+    }
+
+    /// Says what will hurt later.
+    fn warn(&self, outcome: &Outcome) {
+        let mut status = self.board.status();
+        status.warnings.retain(|warning| warning == MOVED);
+        let left_s = outcome.metadata_expires_s.saturating_sub(unix_ms() / 1000);
+        if left_s < EXPIRES_SOON_S && !outcome.clock_untrusted {
+            status.warnings.push(format!(
+                "the registry's metadata expires in {} minutes and was not renewed; then nothing new is installed",
+                left_s / 60
+            ));
+        }
+        if outcome.clock_untrusted {
+            status.warnings.push("the clock is behind what is known: a stale registry goes unnoticed".into());
+        }
     }
 
     /// One line per decision in the log, and the phase on the board.
@@ -247,57 +353,291 @@ impl Updates {
             Event::Activated { model, version, previous, .. } => {
                 log::info!(model, version, previous:?; "update activated");
             }
-            Event::Refused { model, version, reason } => {
+            Event::Refused { known: true, .. } => {}
+            Event::Refused { model, version, reason, .. } => {
                 log::error!(model, version; "update refused: {reason}");
             }
             Event::Failed { model, version, reason } => log::warn!(model, version; "update failed: {reason}"),
-            Event::RolledBack { model, version, to, reason } => {
-                log::error!(model, version, to:?; "update taken back: {reason}");
-            }
             _ => {}
+        }
+        drop(status);
+        self.show_event(event);
+    }
+
+    fn show_event(&self, event: &Event) {
+        let (model, version, state, reason) = match event {
+            Event::Found { model, version } => (model, version, "found", None),
+            Event::Downloading { model, version, .. } => (model, version, "downloading", None),
+            Event::SelfTesting { model, version } => (model, version, "self-testing", None),
+            Event::Waiting { model, version, reason } => (model, version, "waiting", Some(reason)),
+            Event::Failed { model, version, reason } => (model, version, "failed", Some(reason)),
+            // What is known says how it came to that.
+            Event::Refused { known: true, .. } => return,
+            Event::Refused { model, version, reason, .. } => (model, version, "refused", Some(reason)),
+            _ => return,
+        };
+        self.show(model, *version, state, None, reason.cloned());
+    }
+
+    fn show(
+        &self,
+        model: &str,
+        version: u64,
+        state: &'static str,
+        stage: Option<Stage>,
+        reason: Option<String>,
+    ) {
+        failpoint::reach(state, stage);
+        let update = ModelUpdate { version, state, stage: stage.map(Stage::name), reason };
+        let former = self.board.status().models.insert(model.to_owned(), update.clone());
+        if former.as_ref() != Some(&update) {
+            self.floor.announce();
         }
     }
 
-    /// An active version that cannot be loaded here is taken back when there is one to go back to.
-    fn take_back(
-        &self,
-        updater: Option<&mut Updater>,
-        signed: &mut BTreeMap<String, SignedModel>,
-        failed: &LoadFailed,
-    ) {
-        let Some(updater) = updater.filter(|_| self.fresh.contains(&failed.digest)) else { return };
+    /// Opens and hashes what is active and not yet known; drops what no longer is.
+    fn open_active(&mut self, store: &mut Store) {
+        let active = store.active();
+        self.signed.retain(|name, _| active.iter().any(|installed| installed.name == *name));
+        self.watches.retain(|name, watch| {
+            active.iter().any(|m| m.name == *name && m.digest == watch.digest() && m.trial.is_some())
+        });
+        for installed in active {
+            let model = match installed.trial {
+                Some(trial) => self.open_trial(store, &installed, trial.stage, trial.healthy_s),
+                None => self.open_settled(store, &installed),
+            };
+            self.signed.insert(installed.name, model);
+        }
+    }
+
+    fn open_settled(&self, store: &mut Store, installed: &Installed) -> SignedModel {
+        // After a trial that rolled back there may be news of a version that is not this one.
+        let told = self.board.status().models.get(&installed.name).cloned();
+        if told.is_none_or(|told| told.version <= installed.version) {
+            self.show(&installed.name, installed.version, "committed", None, None);
+        }
+        let previous = installed.previous.as_ref().map(|release| release.version);
+        let known = self.signed.get(&installed.name).and_then(|known| known.opened(installed.digest));
+        let bundle = known.unwrap_or_else(|| {
+            store.bundle(&installed.name, &Limits::default()).map_err(|error| error.to_string())
+        });
+        let (version, digest) = (installed.version, installed.digest);
+        SignedModel { version, digest, previous, bundle, watch: None, candidate: None }
+    }
+
+    /// A version on trial, and the one before it, which answers meanwhile; without one it answers itself.
+    fn open_trial(
+        &mut self,
+        store: &mut Store,
+        installed: &Installed,
+        stage: Stage,
+        healthy_s: u64,
+    ) -> SignedModel {
+        let name = &installed.name;
+        self.show(name, installed.version, "trial", Some(stage), None);
+        let watch = match self.watches.get(name) {
+            Some(watch) => watch.clone(),
+            None => self.watch(installed, stage, healthy_s),
+        };
+        self.watches.insert(name.clone(), watch.clone());
+        let known = self.signed.get(name);
+        let opened = known.and_then(|known| known.opened(installed.digest));
+        let bundle = opened
+            .unwrap_or_else(|| store.bundle(name, &Limits::default()).map_err(|error| error.to_string()));
+        let Some(before) = &installed.previous else {
+            let (version, digest, watch) = (installed.version, installed.digest, Some(watch));
+            return SignedModel { version, digest, previous: None, bundle, watch, candidate: None };
+        };
+        let opened = known.and_then(|known| known.opened(before.digest));
+        let incumbent = opened.unwrap_or_else(|| {
+            store.previous_bundle(name, &Limits::default()).map_err(|error| error.to_string())
+        });
+        SignedModel {
+            version: before.version,
+            digest: before.digest,
+            previous: None,
+            bundle: incumbent,
+            watch: None,
+            candidate: Some(Candidate { bundle, watch }),
+        }
+    }
+
+    fn watch(&self, installed: &Installed, stage: Stage, healthy_s: u64) -> Arc<Watch> {
+        let rules = Rules {
+            healthy: Duration::from_secs(healthy_s),
+            slower_max: self.config.slower_max,
+            differ_percent_max: self.config.differ_percent_max,
+        };
+        let (floor, commands) = (self.floor.clone(), self.commands.clone());
+        // Off the requests' path at once, whatever this thread is at; for good once it hears of it.
+        let alarm = move |failed: Failed| {
+            floor.withdraw(&failed.name);
+            drop(commands.send(Command::TrialFailed(failed)));
+        };
+        Arc::new(Watch::new(&installed.name, installed.digest, rules, stage, Box::new(alarm)))
+    }
+
+    /// Does what the time leads to.
+    fn look_at_trials(&mut self, updater: Option<&mut Updater>) {
+        let Some(updater) = updater else { return };
+        let due = self.watches.iter().filter_map(|(name, watch)| Some((name.clone(), watch.due()?)));
+        let due: Vec<(String, Step)> = due.collect();
+        for (name, step) in due {
+            let store = updater.store_mut();
+            let done = match step {
+                Step::Next(stage) => store.enter_stage(&name, stage),
+                Step::Commit => store.settle(&name),
+            };
+            if let Err(error) = done {
+                log::error!(model = &*name; "its trial cannot go on: {error}");
+                continue;
+            }
+            if let Some(watch) = self.watches.get(&name) {
+                watch.advance(step);
+            }
+            match step {
+                Step::Next(stage) => log::info!(model = &*name, stage = stage.name(); "trial goes on"),
+                Step::Commit => log::info!(model = &*name; "trial over: the version is committed"),
+            }
+            self.open_active(store);
+            self.tell_fleet();
+        }
+    }
+
+    fn trial_failed(&mut self, updater: Option<&mut Updater>, failed: &Failed) {
+        let Some(updater) = updater else { return };
         let store = updater.store_mut();
-        let current = store.installed(&failed.name);
-        if current.is_none_or(|model| model.digest != failed.digest || model.previous.is_none()) {
+        let model = store.installed(&failed.name);
+        let Some(model) = model.filter(|m| m.digest == failed.digest && m.trial.is_some()) else { return };
+        let stage = model.trial.map_or("trial", |trial| trial.stage.name());
+        log::error!(model = &*model.name, version = model.version, stage; "trial failed: {}", failed.fault);
+        if let Err(error) = self.take_back(store, &model, &failed.fault) {
+            log::error!(model = &*failed.name; "update not taken back: {error}");
             return;
         }
-        match store.revert(&failed.name, &failed.reason) {
-            Ok(back) => {
-                log::error!(model = &*failed.name, to:? = back.map(|model| model.version); "update taken back: {}", failed.reason);
-                open_active(store, signed);
-                self.tell_fleet(signed);
+        self.open_active(store);
+        self.tell_fleet();
+    }
+
+    /// Puts the version before back, for good.
+    fn take_back(&self, store: &mut Store, model: &Installed, fault: &Fault) -> Result<(), StoreError> {
+        let stage = model.trial.map(|trial| trial.stage);
+        let reason = match stage {
+            Some(stage) => format!("trial ({}): {fault}", stage.name()),
+            None => fault.to_string(),
+        };
+        let back = store.revert(&model.name, &reason)?;
+        let to = back.map(|model| model.version);
+        log::error!(model = &*model.name, version = model.version, to:?; "update taken back: {reason}");
+        self.show(&model.name, model.version, "rolled-back", stage, Some(reason));
+        Ok(())
+    }
+
+    /// An active version that cannot be loaded here is taken back: when it is on trial, or when it is new and there
+    /// is one to go back to.
+    fn not_loaded(&mut self, updater: Option<&mut Updater>, failed: LoadFailed) {
+        let Some(updater) = updater else { return };
+        let store = updater.store_mut();
+        let model = store.installed(&failed.name).filter(|model| model.digest == failed.digest);
+        let Some(model) = model else { return };
+        let new = self.fresh.contains(&failed.digest) && model.previous.is_some();
+        if model.trial.is_none() && !new {
+            return;
+        }
+        match self.take_back(store, &model, &Fault::NotLoaded(failed.reason)) {
+            Ok(()) => {
+                self.open_active(store);
+                self.tell_fleet();
             }
             Err(error) => log::error!(model = &*failed.name; "update not taken back: {error}"),
         }
     }
 }
 
-/// Opens and hashes what is active and not yet in `signed`; drops what no longer is.
-fn open_active(store: &mut Store, signed: &mut BTreeMap<String, SignedModel>) {
-    let active = store.active();
-    signed.retain(|name, _| active.iter().any(|installed| installed.name == *name));
-    for installed in active {
-        let previous = installed.previous.as_ref().map(|release| release.version);
-        if let Some(known) = signed.get_mut(&installed.name)
-            && known.digest == installed.digest
-            && known.bundle.is_ok()
-        {
-            known.previous = previous;
-            continue;
+/// The self-test of a version before it is activated.
+impl Updates {
+    fn prove(&self, bundle: &Bundle) -> Result<(), Unproven> {
+        let unproven = |refusal: Refusal| match refusal {
+            Refusal::NotStarted(_) => Unproven::Later(refusal.to_string()),
+            refusal => Unproven::Bad(refusal.to_string()),
+        };
+        let measured = self.proofs.prove(bundle).map_err(unproven)?;
+        let served = self.signed.get(bundle.name()).and_then(|model| model.bundle.as_ref().ok());
+        let Some((before, served)) = served.and_then(|served| Some((self.proofs.known(served)?, served)))
+        else {
+            return Ok(());
+        };
+        if larger(measured.peak_bytes, before.peak_bytes, self.config.larger_max) {
+            let (now, then) = (measured.peak_bytes, before.peak_bytes);
+            let reason = format!("it takes {now} bytes of memory where the version before takes {then}");
+            return Err(Unproven::Bad(reason));
         }
-        let bundle = store.bundle(&installed.name, &Limits::default()).map_err(|error| error.to_string());
-        let model = SignedModel { version: installed.version, digest: installed.digest, previous, bundle };
-        signed.insert(installed.name, model);
+        if slower(measured.infer_us, before.infer_us, self.config.slower_max) {
+            return self.compare_latency(bundle, measured, served, before);
+        }
+        Ok(())
+    }
+
+    /// The candidate looks slow next to what the version before took when it was proven. Measured in the same
+    /// minute, is it?
+    fn compare_latency(
+        &self,
+        bundle: &Bundle,
+        measured: Measured,
+        served: &Bundle,
+        before: Measured,
+    ) -> Result<(), Unproven> {
+        let later = |reason: String| {
+            self.proofs.forget(bundle);
+            Err(Unproven::Later(reason))
+        };
+        let now = match self.proofs.measure(served) {
+            Ok(now) => now,
+            Err(refusal) => return later(format!("the version before cannot be measured: {refusal}")),
+        };
+        let (now_us, before_us) = (now.infer_us, before.infer_us);
+        if slower(now_us, before_us, THROTTLED) {
+            return later(format!(
+                "the device is throttled or busy: the version before takes {now_us} µs where it took {before_us} µs"
+            ));
+        }
+        let (candidate_us, incumbent_us) = (measured.infer_us, now_us);
+        if slower(candidate_us, incumbent_us, self.config.slower_max) {
+            return Err(Unproven::Bad(Fault::Slow { candidate_us, incumbent_us }.to_string()));
+        }
+        Ok(())
+    }
+}
+
+fn larger(candidate_bytes: u64, incumbent_bytes: u64, factor: f64) -> bool {
+    candidate_bytes as f64 > incumbent_bytes as f64 * factor + LARGER_BYTES as f64
+}
+
+/// Death at a named step, for tests of what a crash leaves behind: not in a release build.
+mod failpoint {
+    use super::Stage;
+
+    /// `TRACTD_DIE_AT=self-testing`, or `trial-canary`.
+    #[cfg(debug_assertions)]
+    pub(super) fn reach(state: &str, stage: Option<Stage>) {
+        let step = stage.map_or_else(|| state.to_owned(), |stage| format!("{state}-{}", stage.name()));
+        if std::env::var_os("TRACTD_DIE_AT").is_some_and(|at| at == *step) {
+            // What SIGKILL does: no handler runs, nothing is flushed.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+    }
+
+    #[cfg(not(debug_assertions))]
+    pub(super) fn reach(_: &str, _: Option<Stage>) {}
+}
+
+impl SignedModel {
+    /// The bundle of that digest, if it is among what was opened.
+    fn opened(&self, digest: Digest) -> Option<Result<Bundle, String>> {
+        let candidate = self.candidate.as_ref().map(|candidate| &candidate.bundle);
+        let mut opened = std::iter::once(&self.bundle).chain(candidate);
+        opened.find(|bundle| bundle.as_ref().is_ok_and(|bundle| bundle.digest == digest)).cloned()
     }
 }
 

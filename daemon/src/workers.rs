@@ -4,9 +4,10 @@
 //! that model and nothing else.
 
 use crate::{
-    floor::{BEAT, Floor, Loaded, Pending, Task},
+    floor::{BEAT, Floor, Loaded, Pending, Role, Task},
     frame::dtype_from_wire,
-    intake::{Payload, Reply, Request, TensorDesc},
+    intake::{Payload, Reply, ReplyTo, Request, TensorDesc},
+    trial::{self, Answer},
 };
 use std::{
     collections::HashMap,
@@ -21,6 +22,7 @@ use std::{
 };
 use tractd_engine::{Input, Output, RunError, Session, TensorView, Want};
 use tractd_scheduler::SlotId;
+use tractd_update::trial::{Observation, Version};
 use tractd_wire::Status;
 
 /// A run longer than this counts as hung, and the daemon as ill: longer than any model that is of use to anyone.
@@ -123,7 +125,7 @@ fn work(floor: &Floor, number: usize, heart: &Heart) {
     loop {
         heart.beat(floor);
         match floor.take(number) {
-            Task::Run { slot, ticket, loaded, pending, queued_us } => {
+            Task::Run { slot, ticket, loaded, pending, queued_us, role } => {
                 if pending.reply.is_abandoned() {
                     loaded.stats.abandoned.fetch_add(1, Relaxed);
                     floor.finished(ticket, None);
@@ -140,11 +142,7 @@ fn work(floor: &Floor, number: usize, heart: &Heart) {
                     floor.quarantine(slot);
                 }
                 let reply = reply(&loaded, u32::try_from(queued_us).unwrap_or(u32::MAX), outcome);
-                if reply.status == Status::Ok {
-                    loaded.stats.record(reply.queue_us, reply.timings);
-                }
-                let Pending { reply: to, .. } = pending;
-                floor.answer(Some(&loaded.stats), to, reply);
+                hand_over(floor, slot, &loaded, pending, reply, role);
                 floor.finished(ticket, Some(took_us));
             }
             Task::Prepare { generation, plans } => {
@@ -162,6 +160,47 @@ fn work(floor: &Floor, number: usize, heart: &Heart) {
             Task::Idle => {}
             Task::Stop => return,
         }
+    }
+}
+
+/// Sends the reply where it belongs. A version on trial is judged by it first, and what it failed is answered by
+/// the version before.
+fn hand_over(
+    floor: &Floor,
+    slot: SlotId,
+    loaded: &Loaded,
+    pending: Pending,
+    reply: Reply,
+    role: Option<Role>,
+) {
+    if matches!(pending.reply, ReplyTo::Shadow(..)) {
+        return floor.answer(None, pending.reply, reply);
+    }
+    let mut pending = pending;
+    let mut copy = None;
+    if let Some((watch, version)) = role {
+        let seen = trial::seen(version, &reply);
+        let sound = matches!(seen, Some(Observation::Ran { .. }) | None);
+        if let Some(seen) = seen {
+            watch.observe(seen);
+        }
+        if !sound {
+            match floor.fall_back(&loaded.name, slot, pending) {
+                Ok(()) => return,
+                Err(back) => pending = back,
+            }
+        }
+        let answered = version == Version::Incumbent && reply.status == Status::Ok;
+        if answered && watch.wants_copy(reply.timings.infer_us.into()) {
+            copy = Some((watch, Answer::of(&reply)));
+        }
+    }
+    if reply.status == Status::Ok {
+        loaded.stats.record(reply.queue_us, reply.timings);
+    }
+    floor.answer(Some(&loaded.stats), pending.reply, reply);
+    if let Some((watch, answer)) = copy {
+        floor.submit_copy(&loaded.name, pending.request, watch, answer);
     }
 }
 

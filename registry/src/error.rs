@@ -110,13 +110,62 @@ pub enum RegistryError {
         current: u64,
     },
     /// A threshold no keys could meet, or none.
-    #[error("{threshold} of {keys} root keys is no threshold")]
+    #[error("{threshold} of {keys} {role} keys is no threshold")]
     Threshold {
+        /// The role.
+        role: String,
         /// Keys.
         keys: usize,
         /// Needed.
         threshold: usize,
     },
+    /// The team is there already.
+    #[error("team {0:?} is there already; `rotate` changes its keys")]
+    TeamExists(String),
+    /// No role of that name.
+    #[error("there is no role {0:?}")]
+    NoRole(String),
+    /// The key is not one the role has now.
+    #[error("{key:?} is none of the keys of {role}")]
+    NotAKey {
+        /// The key's name.
+        key: String,
+        /// The role.
+        role: String,
+    },
+    /// Only a key here signs these, every day.
+    #[error("the {0} key is not in the key folder")]
+    KeyAway(String),
+    /// Another change of the role waits for signatures: signing on top of it would sign it unseen.
+    #[error("{path} waits for signatures: `sign` and `refresh` it first, or delete it")]
+    Pending {
+        /// The staged file.
+        path: PathBuf,
+    },
+    /// The role moved on since it was staged.
+    #[error("{path} was staged on version {on}, the registry has {current}; delete it and stage again")]
+    Stale {
+        /// The staged file.
+        path: PathBuf,
+        /// What it was built on.
+        on: u64,
+        /// What is there.
+        current: u64,
+    },
+    /// Not `<version>.<role>.json`.
+    #[error("{0} is no staged file: its name must be VERSION.ROLE.json and its content agree")]
+    NotStaged(PathBuf),
+    /// No rollout of this model for this group.
+    #[error("group {group:?} has no rollout of {model:?}")]
+    NoRollout {
+        /// The group.
+        group: String,
+        /// The model.
+        model: String,
+    },
+    /// Given up for good.
+    #[error("rollout {0} was aborted; a new one needs `publish --again`")]
+    Aborted(String),
     /// More models in a group than a device reads.
     #[error("group {0:?} has {ENTRIES_MAX} models already")]
     TooMany(String),

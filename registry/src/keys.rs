@@ -1,9 +1,9 @@
 //! The publisher's keys: ed25519, one `age` file each, and an index of their public halves.
 //!
-//! `keys/index.json` holds nothing secret. `keys/<role>.age` is the PKCS#8 key under a passphrase (scrypt).
-//! A key file may be moved away: only the roles that are signed need theirs, and then at that moment.
+//! `keys/index.json` holds nothing secret. `keys/<name>.age` is the PKCS#8 key under a passphrase (scrypt).
+//! A key file may be moved away, or never have been here: what it should sign then waits for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -13,6 +13,7 @@ use age::secrecy::SecretString;
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::{Deserialize, Serialize};
+use tractd_bundle::is_model_name;
 use zeroize::Zeroizing;
 
 use crate::files::{self, SECRET};
@@ -42,8 +43,14 @@ pub enum KeyError {
         mode: u32,
     },
     /// Nobody made it.
-    #[error("there is no key for role {0} in the key folder's index")]
+    #[error("there is no key {0:?} in the key folder's index")]
     Unknown(String),
+    /// Names are given once.
+    #[error("there is a key {0:?} already")]
+    Exists(String),
+    /// A public half that cannot be one.
+    #[error("{0:?} is no public key: its name, its length or its id is wrong")]
+    Public(String),
     /// Most likely the passphrase.
     #[error("{path} cannot be decrypted: {message} (wrong passphrase?)")]
     Decrypt {
@@ -87,10 +94,11 @@ struct Index {
     keys: Vec<KeyInfo>,
 }
 
-/// A folder of keys, opened with one passphrase.
-pub(crate) struct KeyFolder {
+/// A folder of keys, opened with one passphrase, or for their public halves only.
+pub struct KeyFolder {
     dir: PathBuf,
-    passphrase: Zeroizing<String>,
+    /// `None` never signs.
+    passphrase: Option<Zeroizing<String>>,
     /// For new keys; `None` lets age choose about a second of this machine.
     work_factor: Option<u8>,
     index: Index,
@@ -122,8 +130,12 @@ impl std::fmt::Debug for KeyFolder {
 }
 
 impl KeyFolder {
-    /// An empty folder, readable by its owner only.
-    pub(crate) fn create(
+    /// An empty folder, readable by its owner only. `work_factor` (log2) is for keys made in it; `None` lets each
+    /// take about a second of this machine to open.
+    ///
+    /// # Errors
+    /// One is there already, or what the file system says.
+    pub fn create(
         dir: &Path,
         passphrase: Zeroizing<String>,
         work_factor: Option<u8>,
@@ -134,10 +146,25 @@ impl KeyFolder {
             return Err(io_at(&path)(io::ErrorKind::AlreadyExists.into()));
         }
         let index = Index { schema: 1, keys: Vec::new() };
-        Ok(Self { dir: dir.to_path_buf(), passphrase, work_factor, index, open: BTreeMap::new() })
+        let folder =
+            Self { dir: dir.into(), passphrase: Some(passphrase), work_factor, index, open: BTreeMap::new() };
+        folder.save()?;
+        Ok(folder)
     }
 
-    pub(crate) fn open(dir: &Path, passphrase: Zeroizing<String>) -> Result<Self, KeyError> {
+    /// One that is there. Keys are decrypted when they are needed.
+    ///
+    /// # Errors
+    /// [`KeyError::Index`], or what the file system says.
+    pub fn open(dir: &Path, passphrase: Zeroizing<String>) -> Result<Self, KeyError> {
+        Ok(Self { passphrase: Some(passphrase), ..Self::public_only(dir)? })
+    }
+
+    /// The public halves: what is written with them waits for signatures.
+    ///
+    /// # Errors
+    /// As [`KeyFolder::open`].
+    pub fn public_only(dir: &Path) -> Result<Self, KeyError> {
         let path = dir.join("index.json");
         let bytes = fs::read(&path).map_err(io_at(&path))?;
         let index: Index = serde_json::from_slice(&bytes)
@@ -146,55 +173,105 @@ impl KeyFolder {
             let message = format!("schema {} is newer than this tool", index.schema);
             return Err(KeyError::Index { path, message });
         }
-        Ok(Self { dir: dir.to_path_buf(), passphrase, work_factor: None, index, open: BTreeMap::new() })
+        Ok(Self { dir: dir.into(), passphrase: None, work_factor: None, index, open: BTreeMap::new() })
     }
 
-    pub(crate) fn set_work_factor(&mut self, work_factor: Option<u8>) {
+    /// scrypt work factor (log2) of keys made from now on; `None` is about a second each.
+    pub fn set_work_factor(&mut self, work_factor: Option<u8>) {
         self.work_factor = work_factor;
     }
 
-    pub(crate) fn list(&self) -> &[KeyInfo] {
+    /// Whether it was opened to sign.
+    pub(crate) fn signs(&self) -> bool {
+        self.passphrase.is_some()
+    }
+
+    /// The public halves, in the order they came.
+    #[must_use]
+    pub fn list(&self) -> &[KeyInfo] {
         &self.index.keys
     }
 
-    /// The public keys of a role, by id.
+    /// The key of a name.
+    pub(crate) fn named(&self, name: &str) -> Result<&KeyInfo, KeyError> {
+        let key = self.index.keys.iter().find(|key| key.name == name);
+        key.ok_or_else(|| KeyError::Unknown(name.to_owned()))
+    }
+
+    /// Every public key a role ever had here, by id.
     pub(crate) fn public(&self, role: &str) -> BTreeMap<String, Key> {
         let keys = self.index.keys.iter().filter(|key| key.role == role);
         keys.map(|key| (key.id.clone(), tuf_key(&key.public))).collect()
     }
 
-    /// Every key of a role, decrypted.
-    pub(crate) fn signers(&mut self, role: &str) -> Result<Vec<SigningKey>, KeyError> {
-        let keys: Vec<KeyInfo> = self.index.keys.iter().filter(|key| key.role == role).cloned().collect();
-        if keys.is_empty() {
-            return Err(KeyError::Unknown(role.to_owned()));
+    /// Those of `ids` whose key file is here, decrypted.
+    pub(crate) fn signers(&mut self, ids: &BTreeSet<String>) -> Result<Vec<SigningKey>, KeyError> {
+        if self.passphrase.is_none() {
+            return Ok(Vec::new());
         }
-        keys.iter().map(|key| self.signer(key)).collect()
+        let keys: Vec<_> = self.index.keys.iter().filter(|key| ids.contains(&key.id)).cloned().collect();
+        let keys = keys.iter().filter(|key| self.path(&key.name).exists()).collect::<Vec<_>>();
+        keys.into_iter().map(|key| self.signer(key)).collect()
     }
 
     /// Makes a key, writes it encrypted, and names it in the index.
-    pub(crate) fn generate(&mut self, name: &str, role: &str) -> Result<KeyInfo, KeyError> {
+    ///
+    /// # Errors
+    /// [`KeyError::Exists`], or what the file system says.
+    pub fn generate(&mut self, name: &str, role: &str) -> Result<KeyInfo, KeyError> {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| KeyError::Random)?;
         let pkcs8 = Zeroizing::new(pkcs8.as_ref().to_vec());
         let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|_| KeyError::Random)?;
         let public = hex::encode(pair.public_key().as_ref());
         let info = KeyInfo { name: name.into(), role: role.into(), id: key_id(&tuf_key(&public)), public };
+        self.check_new(&info)?;
 
-        let mut recipient = age::scrypt::Recipient::new(self.secret());
+        let path = self.path(name);
+        let mut recipient = age::scrypt::Recipient::new(self.secret(&path)?);
         if let Some(log_n) = self.work_factor {
             recipient.set_work_factor(log_n);
         }
-        let path = self.path(name);
         let encrypted =
             age::encrypt(&recipient, &pkcs8).map_err(|e| io_at(&path)(io::Error::other(e.to_string())))?;
         files::write_atomic(&path, &encrypted, SECRET).map_err(io_at(&path))?;
 
         self.open.insert(name.to_owned(), SigningKey { id: info.id.clone(), pair: pair.into() });
         self.index.keys.push(info.clone());
-        let index_path = self.dir.join("index.json");
-        let index = serde_json::to_vec_pretty(&self.index).expect("an index of strings is JSON");
-        files::write_atomic(&index_path, &index, SECRET).map_err(io_at(&index_path))?;
+        self.save()?;
         Ok(info)
+    }
+
+    /// Takes up the public half of a key that lies elsewhere. The same again is no error.
+    ///
+    /// # Errors
+    /// [`KeyError::Exists`] under another content, [`KeyError::Public`].
+    pub fn import(&mut self, key: &KeyInfo) -> Result<(), KeyError> {
+        if self.index.keys.contains(key) {
+            return Ok(());
+        }
+        self.check_new(key)?;
+        self.index.keys.push(key.clone());
+        self.save()
+    }
+
+    fn check_new(&self, key: &KeyInfo) -> Result<(), KeyError> {
+        let is_name = |name: &str| is_model_name(name.strip_prefix("team-").unwrap_or(name));
+        let named = is_name(&key.name) && is_name(&key.role);
+        let plain = hex::decode(&key.public).is_ok_and(|public| public.len() == 32);
+        if !named || !plain || key.id != key_id(&tuf_key(&key.public)) {
+            return Err(KeyError::Public(key.name.clone()));
+        }
+        let taken = |other: &KeyInfo| other.name == key.name || other.id == key.id;
+        if self.index.keys.iter().any(taken) || self.path(&key.name).exists() {
+            return Err(KeyError::Exists(key.name.clone()));
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<(), KeyError> {
+        let path = self.dir.join("index.json");
+        let index = serde_json::to_vec_pretty(&self.index).expect("an index of strings is JSON");
+        files::write_atomic(&path, &index, SECRET).map_err(io_at(&path))
     }
 
     fn signer(&mut self, info: &KeyInfo) -> Result<SigningKey, KeyError> {
@@ -207,7 +284,7 @@ impl KeyFolder {
             return Err(KeyError::Exposed { path, mode });
         }
         let encrypted = fs::read(&path).map_err(io_at(&path))?;
-        let mut identity = age::scrypt::Identity::new(self.secret());
+        let mut identity = age::scrypt::Identity::new(self.secret(&path)?);
         identity.set_max_work_factor(WORK_FACTOR_MAX);
         let pkcs8 = age::decrypt(&identity, &encrypted).map(Zeroizing::new);
         let pkcs8 = pkcs8.map_err(|e| KeyError::Decrypt { path: path.clone(), message: e.to_string() })?;
@@ -224,8 +301,12 @@ impl KeyFolder {
         self.dir.join(format!("{name}.age"))
     }
 
-    fn secret(&self) -> SecretString {
-        SecretString::from(self.passphrase.as_str())
+    fn secret(&self, path: &Path) -> Result<SecretString, KeyError> {
+        let message = || "the folder was opened without a passphrase".to_owned();
+        match &self.passphrase {
+            Some(passphrase) => Ok(SecretString::from(passphrase.as_str())),
+            None => Err(KeyError::Decrypt { path: path.to_path_buf(), message: message() }),
+        }
     }
 }
 
@@ -254,12 +335,32 @@ mod tests {
     fn a_key_comes_back_with_the_passphrase_and_only_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let made = folder(dir.path()).generate("team-vision", "team-vision").unwrap();
-        let signers = reopen(dir.path(), "correct horse").signers("team-vision").unwrap();
+        let ids = BTreeSet::from([made.id.clone()]);
+        let signers = reopen(dir.path(), "correct horse").signers(&ids).unwrap();
         assert_eq!(signers[0].id(), made.id);
-        let wrong = reopen(dir.path(), "incorrect horse").signers("team-vision").map(|_| ());
+        let wrong = reopen(dir.path(), "incorrect horse").signers(&ids).map(|_| ());
         assert!(matches!(wrong, Err(KeyError::Decrypt { .. })), "{wrong:?}");
-        let none = reopen(dir.path(), "correct horse").signers("team-audio").map(|_| ());
-        assert!(matches!(none, Err(KeyError::Unknown(_))), "{none:?}");
+        fs::rename(dir.path().join("team-vision.age"), dir.path().join("away")).unwrap();
+        assert_eq!(reopen(dir.path(), "correct horse").signers(&ids).unwrap().len(), 0);
+        assert_eq!(KeyFolder::public_only(dir.path()).unwrap().signers(&ids).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_public_half_from_elsewhere_is_checked_and_named_once() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let made = folder(there.path()).generate("team-audio", "team-audio").unwrap();
+        let mut folder = folder(here.path());
+        folder.import(&made).unwrap();
+        folder.import(&made).unwrap();
+        assert_eq!(folder.list(), [made.clone()]);
+        let other = KeyInfo { name: "other".into(), ..made.clone() };
+        assert!(matches!(folder.import(&other), Err(KeyError::Exists(_))));
+        for (name, public) in
+            [("../x", made.public.clone()), ("short", "ab".into()), ("odd", "cd".repeat(32))]
+        {
+            let bad = KeyInfo { name: name.into(), public, ..made.clone() };
+            assert!(matches!(folder.import(&bad), Err(KeyError::Public(_))), "{name}");
+        }
     }
 
     #[test]
@@ -277,10 +378,10 @@ mod tests {
     #[test]
     fn a_key_others_may_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        folder(dir.path()).generate("targets", "targets").unwrap();
+        let made = folder(dir.path()).generate("targets", "targets").unwrap();
         let path = dir.path().join("targets.age");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let refused = reopen(dir.path(), "correct horse").signers("targets").map(|_| ());
+        let refused = reopen(dir.path(), "correct horse").signers(&BTreeSet::from([made.id])).map(|_| ());
         assert!(matches!(refused, Err(KeyError::Exposed { mode: 0o640, .. })), "{refused:?}");
     }
 
@@ -288,10 +389,10 @@ mod tests {
     fn a_swapped_key_file_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let mut folder = folder(dir.path());
-        folder.generate("targets", "targets").unwrap();
+        let made = folder.generate("targets", "targets").unwrap();
         folder.generate("snapshot", "snapshot").unwrap();
         fs::rename(dir.path().join("snapshot.age"), dir.path().join("targets.age")).unwrap();
-        let refused = reopen(dir.path(), "correct horse").signers("targets").map(|_| ());
+        let refused = reopen(dir.path(), "correct horse").signers(&BTreeSet::from([made.id])).map(|_| ());
         assert!(matches!(refused, Err(KeyError::Mismatch(_))), "{refused:?}");
     }
 

@@ -11,11 +11,14 @@
 //! targets/<folders>/<SHA-256>.<file name>
 //! ```
 //!
+//! What a key elsewhere must sign waits in `staged/`; see `docs/registry.md` for who keeps which key.
+//!
 //! The metadata is written by this crate itself rather than by a library's editor: the roles above are few, and
 //! every repository written in the tests is read back by two independent TUF clients.
 //!
 //! Deliberately absent: anything a device links.
 
+mod authority;
 mod documents;
 mod error;
 mod files;
@@ -23,12 +26,21 @@ mod keys;
 mod metadata;
 mod registry;
 mod request;
+mod rollouts;
 mod serve;
+mod staging;
+mod verify;
 
 pub use documents::{Custom, Entry, Rollout};
 pub use error::RegistryError;
-pub use keys::{KeyError, KeyInfo};
-pub use metadata::MetadataError;
+pub use keys::{KeyError, KeyFolder, KeyInfo};
+pub use metadata::{MetadataError, RoleKeys};
 pub use registry::Registry;
-pub use request::{Added, Options, Publish, Published, Refreshed, RoleStatus};
+pub use request::{
+    Added, Delegate, HEALTHY_SECS, Options, Publish, Published, Refreshed, RoleStatus, Rotate, SignedFile,
+    Waiting,
+};
+pub use rollouts::Action;
 pub use serve::Server;
+pub use staging::{show, sign};
+pub use verify::{Finding, Verified, verify};

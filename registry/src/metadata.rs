@@ -1,6 +1,6 @@
 //! TUF metadata as this registry writes it, and its signatures (TUF 1.0, ed25519).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use ring::signature::{ED25519, UnparsedPublicKey};
@@ -39,10 +39,13 @@ pub(crate) struct KeyVal {
     pub(crate) public: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct RoleKeys {
-    pub(crate) keyids: Vec<String>,
-    pub(crate) threshold: usize,
+/// The keys of a role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleKeys {
+    /// Their ids.
+    pub keyids: Vec<String>,
+    /// How many of them must sign.
+    pub threshold: usize,
 }
 
 /// What every role begins with.
@@ -78,6 +81,13 @@ pub(crate) struct Targets {
     pub(crate) targets: BTreeMap<String, TargetFile>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) delegations: Option<Delegations>,
+}
+
+impl Targets {
+    /// The same for longer.
+    pub(crate) fn renewed(self, version: u64, expires: Timestamp) -> Self {
+        Self { head: Head::new("targets", version, expires), ..self }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -133,26 +143,98 @@ impl MetaFile {
     }
 }
 
+/// Whose signatures make a role's file count, as the role's delegator says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Authority {
+    pub(crate) keys: BTreeMap<String, Key>,
+    pub(crate) threshold: usize,
+}
+
+impl Authority {
+    /// The keys `role` names, of those its delegator lists.
+    pub(crate) fn new(role: &RoleKeys, listed: &BTreeMap<String, Key>) -> Self {
+        let named = |(id, _): &(&String, &Key)| role.keyids.contains(id);
+        let keys = listed.iter().filter(named).map(|(id, key)| (id.clone(), key.clone())).collect();
+        Self { keys, threshold: role.threshold }
+    }
+
+    /// Enough different keys signed exactly this.
+    pub(crate) fn check(&self, role: &str, file: &Signed<Value>) -> Result<(), MetadataError> {
+        let found = signers(file, &self.keys).len();
+        if found >= self.threshold.max(1) {
+            return Ok(());
+        }
+        Err(MetadataError::Signatures { role: role.to_owned(), found, threshold: self.threshold })
+    }
+}
+
 /// Why a metadata file of our own is not taken up again.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MetadataError {
     /// Not the JSON it should be.
     #[error("does not parse: {0}")]
     Parse(#[from] serde_json::Error),
-    /// Not signed by the key this publisher has for the role: somebody else wrote it.
+    /// Not signed by a key this publisher has for the role: somebody else wrote it.
     #[error("is not signed by this publisher's {0} key")]
     NotOurs(String),
+    /// Not signed by enough of the keys the role has.
+    #[error("carries {found} valid signatures of {role} keys where {threshold} are needed")]
+    Signatures {
+        /// The role.
+        role: String,
+        /// Valid ones, each key counted once.
+        found: usize,
+        /// Needed ones.
+        threshold: usize,
+    },
+    /// Not the file another one vouches for.
+    #[error("is not the file {by} vouches for: {what} differs")]
+    Pin {
+        /// The file that names it.
+        by: String,
+        /// Version, length or hash.
+        what: &'static str,
+    },
+    /// Too old by its own word.
+    #[error("expired at {0}")]
+    Expired(Timestamp),
 }
 
-/// Signs `role` with every key of `keys` and gives the file's bytes.
-pub(crate) fn sign<T: Serialize>(role: &T, keys: &[SigningKey]) -> Vec<u8> {
-    let message = canonical(role);
-    let signatures = keys
-        .iter()
-        .map(|key| Signature { keyid: key.id().to_owned(), sig: hex::encode(key.sign(&message)) })
-        .collect();
-    let mut bytes =
-        serde_json::to_vec_pretty(&Signed { signatures, signed: role }).expect("metadata is plain JSON");
+/// An envelope without signatures.
+pub(crate) fn unsigned<T: Serialize>(role: &T) -> Signed<Value> {
+    let signed = serde_json::to_value(role).expect("metadata is plain JSON");
+    Signed { signatures: Vec::new(), signed }
+}
+
+/// Adds the signatures of `keys`; a key that signed before signs anew in its place.
+pub(crate) fn add_signatures(file: &mut Signed<Value>, keys: &[SigningKey]) {
+    let message = canonical(&file.signed);
+    for key in keys {
+        file.signatures.retain(|signature| signature.keyid != key.id());
+        let sig = hex::encode(key.sign(&message));
+        file.signatures.push(Signature { keyid: key.id().to_owned(), sig });
+    }
+}
+
+/// The keys of `keys` whose signature on the file is right, each once however often it signed.
+pub(crate) fn signers(file: &Signed<Value>, keys: &BTreeMap<String, Key>) -> BTreeSet<String> {
+    let message = canonical(&file.signed);
+    let good = file.signatures.iter().filter(|signature| {
+        let key = keys.get(&signature.keyid).and_then(|key| hex::decode(&key.keyval.public).ok());
+        let (Some(key), Ok(sig)) = (key, hex::decode(&signature.sig)) else { return false };
+        UnparsedPublicKey::new(&ED25519, key).verify(&message, &sig).is_ok()
+    });
+    good.map(|signature| signature.keyid.clone()).collect()
+}
+
+pub(crate) fn parse(bytes: &[u8]) -> Result<Signed<Value>, MetadataError> {
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+/// The file's bytes.
+pub(crate) fn bytes(file: &Signed<Value>) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(file).expect("metadata is plain JSON");
     bytes.push(b'\n');
     bytes
 }
@@ -163,17 +245,11 @@ pub(crate) fn open<T: DeserializeOwned>(
     role: &str,
     keys: &BTreeMap<String, Key>,
 ) -> Result<T, MetadataError> {
-    let signed: Signed<Value> = serde_json::from_slice(bytes)?;
-    let message = canonical(&signed.signed);
-    let good = signed.signatures.iter().any(|signature| {
-        let key = keys.get(&signature.keyid).and_then(|key| hex::decode(&key.keyval.public).ok());
-        let (Some(key), Ok(sig)) = (key, hex::decode(&signature.sig)) else { return false };
-        UnparsedPublicKey::new(&ED25519, key).verify(&message, &sig).is_ok()
-    });
-    if !good {
+    let file = parse(bytes)?;
+    if signers(&file, keys).is_empty() {
         return Err(MetadataError::NotOurs(role.to_owned()));
     }
-    Ok(serde_json::from_value(signed.signed)?)
+    Ok(serde_json::from_value(file.signed)?)
 }
 
 /// The id securesystemslib gives the key, so that other tools name it alike.

@@ -15,31 +15,34 @@ use serde::de::DeserializeOwned;
 use tractd_bundle::{Bundle, Limits, is_model_name, unpack};
 use zeroize::Zeroizing;
 
-use crate::documents::{Custom, Entry, Rollout};
-use crate::error::{ENTRIES_MAX, RegistryError, io_at};
+use crate::documents::Custom;
+use crate::error::{RegistryError, io_at};
 use crate::files::{self, PUBLIC};
-use crate::keys::{KeyError, KeyFolder, KeyInfo};
+use crate::keys::{KeyFolder, KeyInfo};
 use crate::metadata::{
-    self, DelegatedRole, Delegations, Head, MetaFile, MetadataError, RoleKeys, Root, Snapshot, TargetFile,
-    Targets, TimestampRole, hashes,
+    self, DelegatedRole, Delegations, Head, MetaFile, RoleKeys, Root, Snapshot, TargetFile, Targets,
+    TimestampRole, hashes,
 };
-use crate::request::{Added, Options, Publish, Published, Refreshed, RoleStatus};
+use crate::request::{Added, Options, Refreshed, RoleStatus};
+use crate::staging::Written;
 
 /// Days `root`, `targets` and the teams are good for: offline keys, signed by people.
-const OFFLINE_DAYS: u32 = 365;
+pub(crate) const OFFLINE_DAYS: u32 = 365;
 /// Days the rollout role is good for.
 const ROLLOUT_DAYS: u32 = 90;
 /// Days a snapshot is good for. With the timestamp's day it bounds how long a frozen registry goes unnoticed.
 const SNAPSHOT_DAYS: u32 = 7;
 /// Days a timestamp is good for.
 const TIMESTAMP_DAYS: u32 = 1;
-/// Seconds a trial must stay healthy, unless the publisher says otherwise.
-const HEALTHY_SECS: u64 = 300;
-/// A registry on this machine, with the keys to change it.
+/// Roles the root names; all others are delegated by `targets`.
+pub(crate) const TOP_LEVEL: [&str; 4] = ["root", "targets", "snapshot", "timestamp"];
+
+/// A registry on this machine, with the keys to change it, or without: then changes wait in `staged/` for people
+/// to sign them.
 #[derive(Debug)]
 pub struct Registry {
-    dir: PathBuf,
-    keys: KeyFolder,
+    pub(crate) dir: PathBuf,
+    pub(crate) keys: KeyFolder,
     _lock: File,
 }
 
@@ -56,9 +59,7 @@ impl Registry {
         now: SystemTime,
     ) -> Result<Self, RegistryError> {
         let (keys, threshold) = (options.root_keys, options.root_threshold);
-        if threshold == 0 || threshold > keys {
-            return Err(RegistryError::Threshold { keys, threshold });
-        }
+        check_threshold("root", keys, threshold)?;
         if dir.join("metadata").exists() {
             return Err(RegistryError::Exists(dir.to_path_buf()));
         }
@@ -71,23 +72,35 @@ impl Registry {
         }
         let mut registry = Self { dir: dir.to_path_buf(), keys, _lock: lock(keys_dir)? };
         let now = timestamp(now);
-        registry.write_root(1, threshold, now)?;
-        let rollout = registry.delegation("rollout", "rollout/*".into());
+        registry.write_first_root(threshold, now)?;
+        let rollout = registry.delegation("rollout", "rollout/*".into(), 1);
         registry.write_targets("targets", 1, BTreeMap::new(), Some(rollout), now)?;
         registry.write_targets("rollout", 1, BTreeMap::new(), None, now)?;
         registry.release(now)?;
         Ok(registry)
     }
 
-    /// Opens a registry to change it. Keys are decrypted when they are needed.
+    /// Opens a registry to change it. Keys are decrypted when they are needed; what a missing key should sign is
+    /// staged.
     ///
     /// # Errors
     /// See [`RegistryError`].
     pub fn open(dir: &Path, keys_dir: &Path, passphrase: Zeroizing<String>) -> Result<Self, RegistryError> {
+        Self::with_keys(dir, keys_dir, KeyFolder::open(keys_dir, passphrase)?)
+    }
+
+    /// Opens a registry to stage changes: `keys_dir` needs no more than its `index.json`, and nothing is signed.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub fn stage(dir: &Path, keys_dir: &Path) -> Result<Self, RegistryError> {
+        Self::with_keys(dir, keys_dir, KeyFolder::public_only(keys_dir)?)
+    }
+
+    fn with_keys(dir: &Path, keys_dir: &Path, keys: KeyFolder) -> Result<Self, RegistryError> {
         if !dir.join("metadata/1.root.json").exists() {
             return Err(RegistryError::None(dir.to_path_buf()));
         }
-        let keys = KeyFolder::open(keys_dir, passphrase)?;
         Ok(Self { dir: dir.to_path_buf(), keys, _lock: lock(keys_dir)? })
     }
 
@@ -121,7 +134,7 @@ impl Registry {
             ("root".to_owned(), self.newest::<Root>("root")?.1.head),
             ("targets".to_owned(), self.newest::<Targets>("targets")?.1.head),
         ];
-        for role in self.delegated()? {
+        for role in self.written()? {
             let head = self.newest::<Targets>(&role)?.1.head;
             heads.push((role, head));
         }
@@ -141,31 +154,6 @@ impl Registry {
     pub fn teams(&self) -> Result<Vec<String>, RegistryError> {
         let roles = self.delegated()?;
         Ok(roles.iter().filter_map(|role| role.strip_prefix("team-")).map(str::to_owned).collect())
-    }
-
-    /// Lets a team sign models below `models/<team>/`, with a key of its own. A team that is there is left alone.
-    ///
-    /// # Errors
-    /// See [`RegistryError`].
-    pub fn add_team(&mut self, team: &str, now: SystemTime) -> Result<(), RegistryError> {
-        check_name("team", team)?;
-        let role = format!("team-{team}");
-        if self.delegated()?.contains(&role) {
-            return Ok(());
-        }
-        let now = timestamp(now);
-        // There already when an earlier call was cut short.
-        if self.keys.public(&role).is_empty() {
-            self.keys.generate(&role, &role)?;
-        }
-        self.write_targets(&role, self.next_version(&role)?, BTreeMap::new(), None, now)?;
-        let (version, targets) = self.newest::<Targets>("targets")?;
-        let added = self.delegation(&role, format!("models/{team}/*/*"));
-        let mut delegations = targets.delegations.unwrap_or_default();
-        delegations.keys.extend(added.keys);
-        delegations.roles.extend(added.roles);
-        self.write_targets("targets", version + 1, targets.targets, Some(delegations), now)?;
-        self.release(now)
     }
 
     /// Signs a packed bundle as `team`'s genuine model and puts it among the targets. Devices see it with the
@@ -228,100 +216,41 @@ impl Registry {
         Ok(added)
     }
 
-    /// Tells a group's devices to run a version, and makes it and everything added so far visible.
-    ///
-    /// The share of a rollout that is out can be changed by publishing the same version again: it keeps its id,
-    /// and with it every device its bucket.
+    /// Takes in staged files whose signatures are complete, signs anew what is near its expiry or carries
+    /// signatures of keys its role no longer has, and the timestamp in any case. To be run daily.
     ///
     /// # Errors
-    /// See [`RegistryError`].
-    pub fn publish(&mut self, what: &Publish, now: SystemTime) -> Result<Published, RegistryError> {
-        check_name("group", &what.group)?;
-        if what.pct > 100 {
-            return Err(RegistryError::Percent(what.pct));
-        }
-        let (model, version) = (what.model.clone(), what.version);
-        let signed = self.signed(&model)?;
-        let min_version = signed.iter().map(|(_, _, custom)| custom.min_version).max().unwrap_or(0);
-        let Some((_, target, custom)) = signed.into_iter().find(|(_, _, custom)| custom.version == version)
-        else {
-            return Err(RegistryError::NotAdded { model, version });
-        };
-        if version < min_version {
-            return Err(RegistryError::BelowMinimum { model, version, min_version });
-        }
-
-        let path = format!("rollout/{}.json", what.group);
-        let (role_version, mut targets) = self.newest::<Targets>("rollout")?;
-        let mut rollout = self.rollout(&path, &targets, &what.group)?;
-        let before = rollout.entries.iter().find(|entry| entry.model == model);
-        if let Some(before) = before.filter(|before| before.version > version && !what.rollback) {
-            return Err(RegistryError::Backward { model, version, current: before.version });
-        }
-        let same = before.filter(|entry| entry.digest == custom.digest && !what.restart);
-        let rollout_version = role_version + 1;
-        let id = same.map_or_else(
-            || format!("{}-{model}-{version}-r{rollout_version}", what.group),
-            |entry| entry.id.clone(),
-        );
-        let entry = Entry {
-            id: id.clone(),
-            model: model.clone(),
-            target: target.clone(),
-            digest: custom.digest.clone(),
-            version,
-            state: "active".into(),
-            pct: what.pct,
-            waves: Vec::new(),
-            window: None,
-            healthy_secs: HEALTHY_SECS,
-            abort: serde_json::json!({}),
-            rollback_to: what.rollback.then_some(version),
-        };
-        rollout.entries.retain(|entry| entry.model != model);
-        rollout.entries.push(entry);
-        rollout.entries.sort_by(|a, b| a.model.cmp(&b.model));
-        if rollout.entries.len() > ENTRIES_MAX {
-            return Err(RegistryError::TooMany(what.group.clone()));
-        }
-
-        let mut bytes = serde_json::to_vec_pretty(&rollout).expect("strings and numbers are JSON");
-        bytes.push(b'\n');
-        let file = TargetFile { length: bytes.len() as u64, hashes: hashes(&bytes), custom: None };
-        let now = timestamp(now);
-        self.write_target_file(&path, &bytes)?;
-        targets.targets.insert(path, file);
-        self.write_targets("rollout", rollout_version, targets.targets, None, now)?;
-        self.release(now)?;
-        Ok(Published { id, target, digest: custom.digest, rollout_version })
-    }
-
-    /// Signs anew what is near its expiry, and the timestamp in any case. To be run daily.
-    ///
-    /// # Errors
-    /// See [`RegistryError`]; a key that is offline is no error but listed as due.
+    /// See [`RegistryError`]; a key that is elsewhere is no error: what it should sign is staged and listed as due.
     pub fn refresh(&mut self, now: SystemTime) -> Result<Refreshed, RegistryError> {
         let now = timestamp(now);
-        let mut refreshed = Refreshed::default();
-        let (version, root) = self.newest::<Root>("root")?;
+        let mut refreshed = Refreshed { accepted: self.accept()?, ..Refreshed::default() };
+        let (version, mut root) = self.newest::<Root>("root")?;
         if is_due(&root.head, OFFLINE_DAYS, now) {
-            let threshold = root.roles.get("root").map_or(1, |role| role.threshold);
-            refreshed.note("root", self.write_root(version + 1, threshold, now))?;
+            root.head = Head::new("root", version + 1, after(now, OFFLINE_DAYS));
+            let written = self.renew("root", version + 1, &root)?;
+            refreshed.note("root", written);
         }
         let mut roles = vec!["targets".to_owned()];
-        roles.extend(self.delegated()?);
+        roles.extend(self.written()?);
         for role in roles {
             let (version, targets) = self.newest::<Targets>(&role)?;
-            let days = if role == "rollout" { ROLLOUT_DAYS } else { OFFLINE_DAYS };
-            if is_due(&targets.head, days, now) {
-                let renewed =
-                    self.write_targets(&role, version + 1, targets.targets, targets.delegations, now);
-                refreshed.note(&role, renewed)?;
+            if is_due(&targets.head, days(&role), now) || !self.in_force(&role)? {
+                let body = targets.renewed(version + 1, after(now, days(&role)));
+                let written = self.renew(&role, version + 1, &body)?;
+                refreshed.note(&role, written);
             }
         }
         self.release(now)?;
         refreshed.renewed.extend(["snapshot".to_owned(), "timestamp".to_owned()]);
         Ok(refreshed)
+    }
+
+    /// As [`Registry::write_role`]; a role with a change waiting for signatures is left to them.
+    fn renew<T: Serialize>(&mut self, role: &str, version: u64, body: &T) -> Result<Written, RegistryError> {
+        match self.write_role(role, version, body) {
+            Err(RegistryError::Pending { .. }) => Ok(Written::Staged),
+            other => other,
+        }
     }
 
     /// Opens the archive as a device would and says what a team signs about it, and its file name.
@@ -336,10 +265,10 @@ impl Registry {
     }
 
     /// Every signed version of a model: team, target path, and what the team says.
-    fn signed(&self, model: &str) -> Result<Vec<(String, String, Custom)>, RegistryError> {
+    pub(crate) fn signed(&self, model: &str) -> Result<Vec<(String, String, Custom)>, RegistryError> {
         let mut found = Vec::new();
-        for team in self.teams()? {
-            let role = format!("team-{team}");
+        for role in self.written()? {
+            let Some(team) = role.strip_prefix("team-").map(str::to_owned) else { continue };
             let (version, targets) = self.newest::<Targets>(&role)?;
             for (path, file) in targets.targets {
                 let custom = serde_json::from_value(file.custom.unwrap_or_default());
@@ -355,82 +284,74 @@ impl Registry {
         Ok(found)
     }
 
-    fn rollout(&self, path: &str, targets: &Targets, group: &str) -> Result<Rollout, RegistryError> {
-        let Some(file) = targets.targets.get(path) else {
-            return Ok(Rollout { schema: 1, group: group.to_owned(), entries: Vec::new() });
-        };
-        let place = self.target_path(path, &file.hashes);
-        let bytes = fs::read(&place).map_err(io_at(&place))?;
-        if hashes(&bytes) != file.hashes {
-            let source = MetadataError::NotOurs("rollout".into());
-            return Err(RegistryError::Metadata { path: place, source });
-        }
-        serde_json::from_slice(&bytes).map_err(|e| RegistryError::Metadata { path: place, source: e.into() })
-    }
-
-    fn delegated(&self) -> Result<Vec<String>, RegistryError> {
+    /// The delegated roles, in their order.
+    pub(crate) fn delegated(&self) -> Result<Vec<String>, RegistryError> {
         let (_, targets) = self.newest::<Targets>("targets")?;
         let roles = targets.delegations.unwrap_or_default().roles;
         Ok(roles.into_iter().map(|role| role.name).collect())
     }
 
-    fn delegation(&self, role: &str, path: String) -> Delegations {
+    /// Those of them that have a file: a team's first may still wait for its signature.
+    fn written(&self) -> Result<Vec<String>, RegistryError> {
+        let mut roles = Vec::new();
+        for role in self.delegated()? {
+            if self.has(&role)? {
+                roles.push(role);
+            }
+        }
+        Ok(roles)
+    }
+
+    /// Delegates `path` to every key of `role`.
+    pub(crate) fn delegation(&self, role: &str, path: String, threshold: usize) -> Delegations {
         let keys = self.keys.public(role);
         let keyids = keys.keys().cloned().collect();
-        let role = DelegatedRole {
-            name: role.to_owned(),
-            keyids,
-            threshold: 1,
-            terminating: true,
-            paths: vec![path],
-        };
+        let name = role.to_owned();
+        let role = DelegatedRole { name, keyids, threshold, terminating: true, paths: vec![path] };
         Delegations { keys, roles: vec![role] }
     }
 
-    fn write_root(&mut self, version: u64, threshold: usize, now: Timestamp) -> Result<(), RegistryError> {
+    fn write_first_root(&mut self, threshold: usize, now: Timestamp) -> Result<(), RegistryError> {
         let mut keys = BTreeMap::new();
         let mut roles = BTreeMap::new();
-        for role in ["root", "targets", "snapshot", "timestamp"] {
+        for role in TOP_LEVEL {
             let public = self.keys.public(role);
             let keyids = public.keys().cloned().collect();
             let threshold = if role == "root" { threshold } else { 1 };
             roles.insert(role.to_owned(), RoleKeys { keyids, threshold });
             keys.extend(public);
         }
-        let head = Head::new("root", version, after(now, OFFLINE_DAYS));
-        let root = Root { head, consistent_snapshot: true, keys, roles };
-        self.write_role("root", version, &root)
+        let head = Head::new("root", 1, after(now, OFFLINE_DAYS));
+        self.write_role("root", 1, &Root { head, consistent_snapshot: true, keys, roles })?;
+        Ok(())
     }
 
-    fn write_targets(
+    pub(crate) fn write_targets(
         &mut self,
         role: &str,
         version: u64,
         targets: BTreeMap<String, TargetFile>,
         delegations: Option<Delegations>,
         now: Timestamp,
-    ) -> Result<(), RegistryError> {
-        let days = if role == "rollout" { ROLLOUT_DAYS } else { OFFLINE_DAYS };
-        let head = Head::new("targets", version, after(now, days));
+    ) -> Result<Written, RegistryError> {
+        let head = Head::new("targets", version, after(now, days(role)));
         self.write_role(role, version, &Targets { head, targets, delegations })
     }
 
-    fn write_role<T: Serialize>(&mut self, role: &str, version: u64, what: &T) -> Result<(), RegistryError> {
-        let bytes = metadata::sign(what, &self.keys.signers(role)?);
-        let path = self.metadata_path(role, version);
-        files::write_atomic(&path, &bytes, PUBLIC).map_err(io_at(&path))
-    }
-
-    fn write_target_file(&self, target: &str, bytes: &[u8]) -> Result<(), RegistryError> {
+    pub(crate) fn write_target_file(&self, target: &str, bytes: &[u8]) -> Result<(), RegistryError> {
         let path = self.target_path(target, &hashes(bytes));
         files::write_atomic(&path, bytes, PUBLIC).map_err(io_at(&path))
     }
 
-    /// Points clients at the newest of every role. The timestamp comes last.
-    fn release(&mut self, now: Timestamp) -> Result<(), RegistryError> {
+    /// Points clients at the newest of every role. The timestamp comes last. Without keys there is nothing to
+    /// release: what was written waits.
+    pub(crate) fn release(&mut self, now: Timestamp) -> Result<(), RegistryError> {
+        if !self.keys.signs() {
+            return Ok(());
+        }
         let mut meta = BTreeMap::new();
         let mut roles = vec!["targets".to_owned()];
-        roles.extend(self.delegated()?);
+        roles.extend(self.written()?);
         for role in roles {
             let (version, _) = self.newest::<Targets>(&role)?;
             let path = self.metadata_path(&role, version);
@@ -449,12 +370,20 @@ impl Registry {
             Some(_) => self.newest::<TimestampRole>("timestamp")?.0 + 1,
         };
         let head = Head::new("timestamp", version, after(now, TIMESTAMP_DAYS));
-        self.write_role("timestamp", version, &TimestampRole { head, meta, issued: now })
+        self.write_role("timestamp", version, &TimestampRole { head, meta, issued: now })?;
+        Ok(())
     }
 
-    /// The newest file of a role, checked to be ours.
-    fn newest<T: DeserializeOwned>(&self, role: &str) -> Result<(u64, T), RegistryError> {
+    /// The newest file of a role, checked to be ours. Who stages builds on what is staged.
+    pub(crate) fn newest<T: DeserializeOwned>(&self, role: &str) -> Result<(u64, T), RegistryError> {
         let version = self.newest_version(role)?;
+        if !self.keys.signs()
+            && let Some(file) = self.staged_file(role, version + 1)?
+        {
+            let path = self.staged_path(role, version + 1);
+            let body = serde_json::from_value(file.signed);
+            return Ok((version, body.map_err(|e| RegistryError::Metadata { path, source: e.into() })?));
+        }
         let path = self.metadata_path(role, version);
         let bytes = fs::read(&path).map_err(io_at(&path))?;
         let role: T = metadata::open(&bytes, role, &self.keys.public(role))
@@ -464,12 +393,17 @@ impl Registry {
         Ok((version, role))
     }
 
-    fn next_version(&self, role: &str) -> Result<u64, RegistryError> {
+    pub(crate) fn next_version(&self, role: &str) -> Result<u64, RegistryError> {
         Ok(self.newest_version(role)? + 1)
     }
 
+    fn has(&self, role: &str) -> Result<bool, RegistryError> {
+        let version = self.newest_version(role)?;
+        Ok(version > 0 || !self.keys.signs() && self.staged_path(role, 1).exists())
+    }
+
     /// 0 when there is none, as always for the timestamp.
-    fn newest_version(&self, role: &str) -> Result<u64, RegistryError> {
+    pub(crate) fn newest_version(&self, role: &str) -> Result<u64, RegistryError> {
         let dir = self.dir.join("metadata");
         let suffix = format!(".{role}.json");
         let mut newest = 0;
@@ -481,14 +415,14 @@ impl Registry {
         Ok(newest)
     }
 
-    fn metadata_path(&self, role: &str, version: u64) -> PathBuf {
+    pub(crate) fn metadata_path(&self, role: &str, version: u64) -> PathBuf {
         let name =
             if role == "timestamp" { "timestamp.json".to_owned() } else { format!("{version}.{role}.json") };
         self.dir.join("metadata").join(name)
     }
 
     /// `models/a/b/file` lies at `models/a/b/<SHA-256>.file`: the hash prefixes the file name, not the path.
-    fn target_path(&self, target: &str, hashes: &BTreeMap<String, String>) -> PathBuf {
+    pub(crate) fn target_path(&self, target: &str, hashes: &BTreeMap<String, String>) -> PathBuf {
         let sha256 = hashes.get("sha256").map_or("", String::as_str);
         let (dir, name) = target.rsplit_once('/').unwrap_or(("", target));
         self.dir.join("targets").join(dir).join(format!("{sha256}.{name}"))
@@ -496,17 +430,11 @@ impl Registry {
 }
 
 impl Refreshed {
-    fn note(&mut self, role: &str, renewed: Result<(), RegistryError>) -> Result<(), RegistryError> {
-        match renewed {
-            Ok(()) => self.renewed.push(role.to_owned()),
-            Err(RegistryError::Key(KeyError::Io { source, .. }))
-                if source.kind() == io::ErrorKind::NotFound =>
-            {
-                self.due.push(role.to_owned());
-            }
-            Err(other) => return Err(other),
+    fn note(&mut self, role: &str, written: Written) {
+        match written {
+            Written::InForce => self.renewed.push(role.to_owned()),
+            Written::Staged => self.due.push(role.to_owned()),
         }
-        Ok(())
     }
 }
 
@@ -546,17 +474,22 @@ fn remove_dir(dir: &Path) -> Result<(), RegistryError> {
     }
 }
 
+/// Days a targets role is good for.
+pub(crate) fn days(role: &str) -> u32 {
+    if role == "rollout" { ROLLOUT_DAYS } else { OFFLINE_DAYS }
+}
+
 /// Less than a quarter of its days are left.
 fn is_due(head: &Head, days: u32, now: Timestamp) -> bool {
     head.expires < now.saturating_add(SignedDuration::from_hours(i64::from(days) * 6)).unwrap_or(now)
 }
 
-fn after(now: Timestamp, days: u32) -> Timestamp {
+pub(crate) fn after(now: Timestamp, days: u32) -> Timestamp {
     now.saturating_add(SignedDuration::from_hours(i64::from(days) * 24)).unwrap_or(Timestamp::MAX)
 }
 
 /// Whole seconds: TUF times have no fraction.
-fn timestamp(now: SystemTime) -> Timestamp {
+pub(crate) fn timestamp(now: SystemTime) -> Timestamp {
     let now = Timestamp::try_from(now).unwrap_or(Timestamp::UNIX_EPOCH);
     Timestamp::from_second(now.as_second()).expect("a timestamp without its fraction is one too")
 }
@@ -566,7 +499,14 @@ fn version_of(bytes: &[u8]) -> u64 {
     value["signed"]["version"].as_u64().unwrap_or(0)
 }
 
-fn check_name(what: &'static str, name: &str) -> Result<(), RegistryError> {
+pub(crate) fn check_threshold(role: &str, keys: usize, threshold: usize) -> Result<(), RegistryError> {
+    if (1..=keys).contains(&threshold) {
+        return Ok(());
+    }
+    Err(RegistryError::Threshold { role: role.to_owned(), keys, threshold })
+}
+
+pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), RegistryError> {
     if is_model_name(name) { Ok(()) } else { Err(RegistryError::Name { what, name: name.to_owned() }) }
 }
 

@@ -1,5 +1,13 @@
 //! What a publisher asks for, and what came of it.
 
+use std::path::PathBuf;
+
+use crate::keys::KeyInfo;
+
+/// Seconds a trial must stay healthy, unless the publisher says otherwise: with its first quarter in the shadow
+/// and its second answering a tenth, a fault has minutes to show.
+pub const HEALTHY_SECS: u64 = 300;
+
 /// How to set a registry up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -15,6 +23,72 @@ impl Default for Options {
     fn default() -> Self {
         Self { root_keys: 3, root_threshold: 2, work_factor: None }
     }
+}
+
+/// A team that may sign models.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delegate {
+    /// The team.
+    pub team: String,
+    /// Public halves of its keys; none has one made here.
+    pub keys: Vec<KeyInfo>,
+    /// How many of them must sign.
+    pub threshold: usize,
+}
+
+impl Delegate {
+    /// With one key, made here.
+    #[must_use]
+    pub fn new(team: &str) -> Self {
+        Self { team: team.to_owned(), keys: Vec::new(), threshold: 1 }
+    }
+}
+
+/// Other keys for a role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rotate {
+    /// The role: `root`, `targets`, `snapshot`, `timestamp`, `rollout`, `team-vision`.
+    pub role: String,
+    /// Names of the keys that go; `None` for all.
+    pub remove: Option<Vec<String>>,
+    /// Public halves of the keys that come; none has as many made here as go.
+    pub add: Vec<KeyInfo>,
+    /// How many must sign from now on; `None` for as many as before.
+    pub threshold: Option<usize>,
+}
+
+impl Rotate {
+    /// Every key of the role for a new one, made here.
+    #[must_use]
+    pub fn new(role: &str) -> Self {
+        Self { role: role.to_owned(), remove: None, add: Vec::new(), threshold: None }
+    }
+}
+
+/// A file that waits for signatures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The role.
+    pub role: String,
+    /// The version it will be.
+    pub version: u64,
+    /// Where it lies; copy it to where the keys are.
+    pub path: PathBuf,
+    /// Signatures still needed; 0 when the next refresh takes it in.
+    pub missing: usize,
+}
+
+/// A staged file somebody looked at or signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedFile {
+    /// The role.
+    pub role: String,
+    /// The version it will be.
+    pub version: u64,
+    /// What it says, for people: expiry first, then keys and targets.
+    pub lines: Vec<String>,
+    /// Names of the keys that signed.
+    pub signers: Vec<String>,
 }
 
 /// An artifact signed by a team.
@@ -47,6 +121,8 @@ pub struct Publish {
     pub pct: u8,
     /// Allow devices to go back to it from a higher version.
     pub rollback: bool,
+    /// Seconds a device's trial must stay healthy; 0 for none.
+    pub healthy_secs: u64,
     /// A new rollout even if this version is out already: devices that refused it try again.
     pub restart: bool,
 }
@@ -56,7 +132,7 @@ impl Publish {
     #[must_use]
     pub fn new(model: &str, version: u64, group: &str) -> Self {
         let (model, group) = (model.to_owned(), group.to_owned());
-        Self { model, version, group, pct: 100, rollback: false, restart: false }
+        Self { model, version, group, pct: 100, rollback: false, healthy_secs: HEALTHY_SECS, restart: false }
     }
 }
 
@@ -87,8 +163,10 @@ pub struct RoleStatus {
 /// What [`crate::Registry::refresh`] did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refreshed {
+    /// Roles whose staged file came into force.
+    pub accepted: Vec<String>,
     /// Roles signed anew.
     pub renewed: Vec<String>,
-    /// Roles that are due, and whose key is not here.
+    /// Roles that are due, and wait for signatures of keys that are not here.
     pub due: Vec<String>,
 }

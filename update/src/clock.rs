@@ -14,6 +14,12 @@ pub(crate) struct Now {
     pub(crate) untrusted: bool,
 }
 
+impl Now {
+    pub(crate) fn system(self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.unix_s)
+    }
+}
+
 /// The latest of the system clock, the build and the saved floor.
 pub(crate) fn now(system: SystemTime, floor_s: u64) -> Now {
     let system_s = system.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());

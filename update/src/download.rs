@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::fs::{self, FileSystem, WriteFile};
-use crate::source::{FetchError, Source, read_error};
+use crate::source::{FetchError, Source, Stream, read_error};
 use crate::store::{Store, StoreError, io_at};
 
 /// Bytes moved at a time.
@@ -34,12 +34,46 @@ pub(crate) enum DownloadError {
     Store(#[from] StoreError),
 }
 
-/// Brings `archive` into the store's blobs; `progress` hears bytes here of bytes in all.
+/// What one rollout may cost a device in fetching one archive. A registry that never delivers, or always the wrong
+/// bytes, is left alone after it; a new rollout begins anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Spent {
+    /// Tries that asked for the archive.
+    pub(crate) tries: u32,
+    /// Bytes of it that came, the useless ones too.
+    pub(crate) bytes: u64,
+}
+
+/// More than two days of hourly checks on a bad line.
+const TRIES_MAX: u32 = 64;
+/// Archives' worth of bytes: a good line needs one, a poisoned part costs one more.
+const ARCHIVES_MAX: u64 = 4;
+/// Bytes nobody counts: of a small archive the tries are what is bounded.
+const BYTES_FREE: u64 = 1 << 20;
+
+impl Spent {
+    /// Why no more is spent on an archive of `archive_bytes`.
+    pub(crate) fn over(self, archive_bytes: u64) -> Option<String> {
+        let Self { tries, bytes } = self;
+        let bytes_max = archive_bytes.saturating_mul(ARCHIVES_MAX).max(BYTES_FREE);
+        if tries >= TRIES_MAX {
+            return Some(format!("its download was tried {tries} times; a new rollout begins anew"));
+        }
+        let over = bytes >= bytes_max;
+        over.then(|| {
+            format!("its download cost {bytes} bytes, {bytes_max} are allowed; a new rollout begins anew")
+        })
+    }
+}
+
+/// Brings `archive` into the store's blobs; `progress` hears bytes here of bytes in all. `received` grows by every
+/// byte that came.
 pub(crate) fn download(
     store: &Store,
     source: &Source,
     archive: &Archive,
     progress: &mut dyn FnMut(u64, u64),
+    received: &mut u64,
 ) -> Result<PathBuf, DownloadError> {
     let blob = store.blob(&archive.sha256);
     let fs = &**store.fs();
@@ -49,22 +83,27 @@ pub(crate) fn download(
         }
         fs::remove(fs, &blob).map_err(io_at(&blob))?;
     }
-    match attempt(store, source, archive, progress) {
-        // What an earlier try left may have been another file's bytes: once more, from nothing.
-        Err((DownloadError::Fetch(FetchError::Hash(_)), true)) => {
-            attempt(store, source, archive, progress).map_err(|(error, _)| error)
+    let take = |open: &dyn Fn(u64) -> Result<Stream, FetchError>| {
+        match attempt(store, open, archive, progress, received) {
+            // What an earlier try left may have been another file's bytes: once more, from nothing.
+            Err((DownloadError::Fetch(FetchError::Hash(_)), true)) => {
+                attempt(store, open, archive, progress, received).map_err(|(error, _)| error)
+            }
+            other => other.map_err(|(error, _)| error),
         }
-        other => other.map_err(|(error, _)| error),
-    }
-    .map(|()| blob)
+    };
+    let elsewhere = |error: &DownloadError| matches!(error, DownloadError::Fetch(_));
+    source.target(&archive.location, archive.bytes, take, elsewhere)?;
+    Ok(blob)
 }
 
 /// One pass; an error tells whether bytes of an earlier try were built on.
 fn attempt(
     store: &Store,
-    source: &Source,
+    open: &dyn Fn(u64) -> Result<Stream, FetchError>,
     archive: &Archive,
     progress: &mut dyn FnMut(u64, u64),
+    received: &mut u64,
 ) -> Result<(), (DownloadError, bool)> {
     let fs = &**store.fs();
     let part = store.part(&archive.sha256);
@@ -74,8 +113,7 @@ fn attempt(
     let hash = if here == archive.bytes {
         hash
     } else {
-        let stream = source.target(&archive.location, here, archive.bytes);
-        let stream = stream.map_err(|e| (e.into(), resumed))?;
+        let stream = open(here).map_err(|e| (e.into(), resumed))?;
         let (mut file, hash, here) = if stream.offset == here && here > 0 {
             (fs.append(&part), hash, here)
         } else {
@@ -86,6 +124,7 @@ fn attempt(
         let file = file.map_err(|e| (io_at(&part)(e).into(), resumed))?;
         let mut copy = Copy { archive, part: &part, hash, here, progress };
         let copied = copy.run(stream.bytes, &mut **file);
+        *received += copy.here - here;
         let hash = copy.hash;
         if let Err(error) = copied {
             if !matches!(error, DownloadError::Fetch(ref e) if may_go_on(e)) {
@@ -192,14 +231,8 @@ fn hash_file(fs: &dyn FileSystem, path: &Path, limit: u64) -> Result<Option<(Sha
 fn keep(store: &Store, part: &Path, sha256: &str) -> Result<(), StoreError> {
     let fs = &**store.fs();
     let blob = store.blob(sha256);
-    // A part found complete was perhaps never synced by the process that wrote it.
-    fs.sync_file(part).map_err(io_at(part))?;
-    fs.rename(part, &blob).map_err(io_at(&blob))?;
-    for path in [&*blob, part] {
-        let dir = path.parent().expect("both lie in folders of the store");
-        fs.sync_dir(dir).map_err(io_at(dir))?;
-    }
-    Ok(())
+    // Not synced: a blob is hashed whenever it is used, and what is unpacked from it is made durable itself.
+    fs.rename(part, &blob).map_err(io_at(&blob))
 }
 
 fn hex(hash: Sha256) -> String {
@@ -212,15 +245,16 @@ mod tests {
     use std::net::TcpListener;
     use std::sync::{Arc, Mutex};
     use std::thread;
-    use std::time::{Duration, Instant};
+    use std::time::{Duration, Instant, SystemTime};
 
     use super::*;
     use crate::fs::{Disk, write_atomic};
-    use crate::source::Timing;
+    use crate::source::{Access, Timing};
 
     /// Answers each connection with the next of `answers` and closes it; keeps the requests. An answer is written
     /// in `piece` bytes every `pause`.
     struct Server {
+        url: url::Url,
         source: Source,
         requests: Arc<Mutex<Vec<String>>>,
     }
@@ -245,6 +279,11 @@ mod tests {
                 }
             }
         });
+        Server { url: url.parse().unwrap(), source: source(&[&url]), requests }
+    }
+
+    /// A registry and its mirrors.
+    fn source(urls: &[&str]) -> Source {
         let timing = Timing {
             connect: Duration::from_secs(5),
             idle: Duration::from_millis(400),
@@ -252,7 +291,9 @@ mod tests {
             window: Duration::from_millis(300),
             speed_min_bytes_s: 1000,
         };
-        Server { source: Source::new(&url.parse().unwrap(), &timing).unwrap(), requests }
+        let mirrors = urls[1..].iter().map(|url| url.parse().unwrap()).collect();
+        let access = Access { timing, mirrors, ..Access::default() };
+        Source::new(&urls[0].parse().unwrap(), &access, SystemTime::now()).unwrap()
     }
 
     fn at_once(answers: Vec<Vec<u8>>) -> Server {
@@ -285,8 +326,12 @@ mod tests {
 
     /// The result, the bytes of the blob if there is one, and the length of the part left behind.
     fn fetch(store: &Store, server: &Server) -> (Result<(), FetchError>, Option<Vec<u8>>, Option<u64>) {
+        fetch_from(store, &server.source)
+    }
+
+    fn fetch_from(store: &Store, source: &Source) -> (Result<(), FetchError>, Option<Vec<u8>>, Option<u64>) {
         let archive = archive();
-        let result = match download(store, &server.source, &archive, &mut |_, _| {}) {
+        let result = match download(store, source, &archive, &mut |_, _| {}, &mut 0) {
             Ok(_) => Ok(()),
             Err(DownloadError::Fetch(e)) => Err(e),
             Err(DownloadError::Store(e)) => panic!("{e}"),
@@ -481,7 +526,74 @@ mod tests {
         for name in ["..", "../x", "a/b", "", "a\0", "ü"] {
             assert!(matches!(server.source.metadata(name, 1), Err(FetchError::Name(_))), "{name:?}");
         }
-        assert!(matches!(server.source.target("models/../x", 0, 1), Err(FetchError::Name(_))));
+        assert!(matches!(server.source.small("models/../x", 1), Err(FetchError::Name(_))));
+        let outside = Archive { location: "models/../x".into(), ..archive() };
+        let (_dir, store) = store();
+        let refused = download(&store, &server.source, &outside, &mut |_, _| {}, &mut 0);
+        assert!(matches!(refused, Err(DownloadError::Fetch(FetchError::Name(_)))), "{refused:?}");
         assert_eq!(server.requests.lock().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_mirror_goes_on_where_the_registry_stopped() {
+        let (_dir, store) = store();
+        let content = content();
+        let length = format!("Content-Length: {}", content.len());
+        let range = format!("Content-Range: bytes 120000-{}/{}", content.len() - 1, content.len());
+        let registry = at_once(vec![answer("200 OK", &[&length], &content[..120_000])]);
+        let part = answer("206 Partial Content", &[&range, "Content-Length: 80000"], &content[120_000..]);
+        let mirror = at_once(vec![part, ok(b"{}")]);
+        let both = source(&[registry.url.as_str(), mirror.url.as_str()]);
+        let (result, blob, _) = fetch_from(&store, &both);
+        result.unwrap();
+        assert_eq!(blob, Some(content));
+        // The one that answered last is asked first: the other may take its whole patience to be away again.
+        assert_eq!(both.metadata("1.root.json", 10).unwrap().unwrap(), b"{}");
+        assert_eq!(registry.requests.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_mirror_of_other_bytes_costs_its_bytes_and_nothing_else() {
+        let (_dir, store) = store();
+        let mut other = content();
+        other[77] ^= 1;
+        let (registry, mirror) = (at_once(vec![ok(&other)]), at_once(vec![ok(&content())]));
+        let mut received = 0;
+        let both = source(&[registry.url.as_str(), mirror.url.as_str()]);
+        download(&store, &both, &archive(), &mut |_, _| {}, &mut received).unwrap();
+        assert_eq!(received, 2 * content().len() as u64);
+    }
+
+    #[test]
+    fn what_no_place_has_is_told_as_the_first_tells_it() {
+        let (_dir, store) = store();
+        let registry = at_once(vec![answer("500 Oops", &[], b"")]);
+        let mirror = at_once(vec![answer("404 Not Found", &[], b"")]);
+        let both = source(&[registry.url.as_str(), mirror.url.as_str()]);
+        let (result, ..) = fetch_from(&store, &both);
+        assert!(matches!(result, Err(FetchError::Status { code: 500, .. })), "{result:?}");
+    }
+
+    #[test]
+    fn a_gzip_bomb_is_bytes_like_any_other() {
+        // 40 kB that would become 40 MB, in the length that is signed: nothing unpacks it on the way.
+        let (_dir, store) = store();
+        let mut bomb = content();
+        bomb[..4].copy_from_slice(&[0x1f, 0x8b, 8, 0]);
+        let length = format!("Content-Length: {}", bomb.len());
+        let server = at_once(vec![answer("200 OK", &[&length, "Content-Encoding: gzip"], &bomb)]);
+        let (result, blob, part) = fetch(&store, &server);
+        assert!(matches!(result, Err(FetchError::Hash(_))), "{result:?}");
+        assert_eq!((blob, part), (None, None));
+        assert!(server.requests.lock().unwrap()[0].contains("accept-encoding: identity\r\n"));
+    }
+
+    #[test]
+    fn the_budget_ends_at_tries_or_at_bytes() {
+        let over = |tries, mib: u64, archive_mib: u64| {
+            Spent { tries, bytes: mib << 20 }.over(archive_mib << 20).is_some()
+        };
+        assert_eq!([over(63, 39, 10), over(64, 0, 10), over(0, 40, 10)], [false, true, true]);
+        assert_eq!([over(0, 0, 0), over(0, 1, 0)], [false, true]);
     }
 }

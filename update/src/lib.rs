@@ -8,11 +8,13 @@
 //! - [`Store`]: bundles by digest, and a two-slot state file that says which are active.
 //! - [`verify`]: TUF, behind one module; the rollback floors are ours.
 //! - [`policy`]: pure: is this entry for this device, now?
+//! - [`trial`]: pure: does a new version do as well as the one before, under real requests?
 //! - [`source`]: a registry over HTTP(S), or a directory such as a memory stick.
 //! - [`Updater`]: drives the above, blocking, on a thread of its own.
 //!
 //! Absent on purpose: MQTT, tract, an async runtime, and any way for the registry to tell a device its group.
 
+mod client;
 mod clock;
 mod crypto;
 mod device;
@@ -23,10 +25,14 @@ pub mod rollout;
 pub mod source;
 mod state;
 mod store;
+mod tls;
+pub mod trial;
 mod updater;
 pub mod verify;
 
+pub use client::{Client, Fresh};
 pub use device::{Device, DeviceError, NODE_LEN_MAX, Provisioned, node_id, provision, reset};
-pub use state::{Installed, Release};
+pub use state::{Blocked, Installed, OnTrial, Release};
 pub use store::{Store, StoreError};
-pub use updater::{CheckError, Config, Event, Failure, Outcome, Refused, Updater};
+pub use tls::Roots;
+pub use updater::{CheckError, Config, Event, Failure, Outcome, Refused, Unproven, Updater};

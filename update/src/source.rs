@@ -1,18 +1,37 @@
-//! Where a registry lies: static files over HTTP(S), or a folder such as a memory stick. Everything it gives is
-//! untrusted; what this module owes the rest is an end: of bytes and of time.
+//! Where a registry lies: static files over HTTP(S), or a folder such as a memory stick, and its mirrors.
+//! Everything they give is untrusted; what this module owes the rest is an end: of bytes and of time.
 
 use std::io::{self, Read};
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use ureq::http::{HeaderMap, Response, header};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpConnector};
 use ureq::{Agent, Body};
 use url::Url;
 
 use crate::fs::{Disk, FileSystem};
+use crate::tls::{Roots, Tls};
 
 /// Redirects followed. More is a loop.
 const REDIRECTS_MAX: u32 = 3;
+/// Mirrors asked. Each may cost its timeouts before the next one's turn.
+const MIRRORS_MAX: usize = 8;
+
+/// How a registry is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Patience.
+    pub timing: Timing,
+    /// Whose certificates count for `https`.
+    pub roots: Roots,
+    /// Other places with the same files, asked in this order while the registry itself does not answer. They need
+    /// no trust: what is believed is signed. At most 8.
+    pub mirrors: Vec<Url>,
+}
 
 /// Patience with a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +67,9 @@ pub enum FetchError {
     /// Only `https`, `http` and `file`.
     #[error("registry {0}: only https, http and file addresses work")]
     Scheme(Url),
+    /// More mirrors than are asked.
+    #[error("{0} mirrors, at most {MIRRORS_MAX} are asked")]
+    Mirrors(usize),
     /// A name that cannot be a file of a registry.
     #[error("{0:?} is no name of a registry's file")]
     Name(String),
@@ -117,12 +139,22 @@ pub enum FetchError {
 /// A registry to read from.
 #[derive(Debug, Clone)]
 pub struct Source {
-    place: Place,
+    /// The registry first, then its mirrors.
+    places: Vec<Place>,
+    /// The one that answered last: one that is away is not waited for at every file.
+    at: Arc<AtomicUsize>,
     timing: Timing,
 }
 
 #[derive(Debug, Clone)]
-enum Place {
+struct Place {
+    metadata: Folder,
+    targets: Folder,
+}
+
+/// A folder of files, here or behind a web server.
+#[derive(Debug, Clone)]
+enum Folder {
     Dir(PathBuf),
     Http { base: String, agent: Agent },
 }
@@ -135,20 +167,58 @@ pub(crate) struct Stream {
 }
 
 impl Source {
-    /// A registry at `url`; nothing is asked yet.
+    /// A registry at `url`; nothing is asked yet. Certificates are checked as of `now`.
+    ///
+    /// # Errors
+    /// [`FetchError::Scheme`], [`FetchError::Mirrors`].
+    pub fn new(url: &Url, access: &Access, now: SystemTime) -> Result<Self, FetchError> {
+        if access.mirrors.len() > MIRRORS_MAX {
+            return Err(FetchError::Mirrors(access.mirrors.len()));
+        }
+        let places = std::iter::once(url).chain(&access.mirrors).map(|url| {
+            let folder = Folder::new(url, access, now)?;
+            Ok(Place { metadata: folder.below("metadata"), targets: folder.below("targets") })
+        });
+        Ok(Self::of(places.collect::<Result<_, FetchError>>()?, access))
+    }
+
+    /// A registry whose metadata and targets lie in two places of any names, without mirrors.
     ///
     /// # Errors
     /// [`FetchError::Scheme`].
-    pub fn new(url: &Url, timing: &Timing) -> Result<Self, FetchError> {
-        let place = match url.scheme() {
-            "file" => Place::Dir(url.to_file_path().map_err(|()| FetchError::Scheme(url.clone()))?),
-            "http" | "https" => {
-                let base = url.as_str().trim_end_matches('/').to_owned();
-                Place::Http { base, agent: agent(url.scheme() == "https", timing) }
+    pub fn split(
+        metadata: &Url,
+        targets: &Url,
+        access: &Access,
+        now: SystemTime,
+    ) -> Result<Self, FetchError> {
+        let metadata = Folder::new(metadata, access, now)?;
+        Ok(Self::of(vec![Place { metadata, targets: Folder::new(targets, access, now)? }], access))
+    }
+
+    fn of(places: Vec<Place>, access: &Access) -> Self {
+        Self { places, at: Arc::default(), timing: access.timing.clone() }
+    }
+
+    /// The places in the order they are to be asked now.
+    fn order(&self) -> impl Iterator<Item = usize> + use<> {
+        let (at, all) = (self.at.load(Ordering::Relaxed), self.places.len());
+        (0..all).map(move |n| (at + n) % all)
+    }
+
+    /// The first answer any place gives; when none does, what the first one asked had to say.
+    fn first<T>(&self, ask: impl Fn(&Place) -> Result<T, FetchError>) -> Result<T, FetchError> {
+        let mut first = None;
+        for n in self.order() {
+            match ask(&self.places[n]) {
+                Ok(answer) => {
+                    self.at.store(n, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(error) => drop(first.get_or_insert(error)),
             }
-            _ => return Err(FetchError::Scheme(url.clone())),
-        };
-        Ok(Self { place, timing: timing.clone() })
+        }
+        Err(first.expect("there is one place at least"))
     }
 
     /// A metadata file of at most `limit_bytes`; `None` when the registry has none of that name.
@@ -157,56 +227,87 @@ impl Source {
     /// See [`FetchError`].
     pub fn metadata(&self, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, FetchError> {
         check_name(name)?;
-        let path = format!("metadata/{name}");
-        let bytes = match &self.place {
-            Place::Dir(_) => match self.open_file(&path, 0)? {
+        self.first(|place| self.metadata_at(place, name, limit_bytes))
+    }
+
+    fn metadata_at(
+        &self,
+        place: &Place,
+        name: &str,
+        limit_bytes: u64,
+    ) -> Result<Option<Vec<u8>>, FetchError> {
+        let bytes = match &place.metadata {
+            Folder::Dir(dir) => match open_file(&dir.join(name), 0)? {
                 None => return Ok(None),
-                Some(file) => read_limited(file, &path, limit_bytes)?,
+                Some(file) => read_limited(file, name, limit_bytes)?,
             },
-            Place::Http { base, agent } => {
+            Folder::Http { base, agent } => {
                 let total = Some(self.timing.metadata);
-                let request = agent.get(format!("{base}/{path}")).config().timeout_global(total).build();
-                let response = request.call().map_err(|e| transport(&path, &e))?;
+                let request = agent.get(format!("{base}/{name}")).config().timeout_global(total).build();
+                let response = request.call().map_err(|e| transport(name, &e))?;
                 match response.status().as_u16() {
                     200 => {}
                     // Object stores say 403 for what is not there.
                     403 | 404 => return Ok(None),
-                    code => return Err(FetchError::Status { what: path, code }),
+                    code => return Err(FetchError::Status { what: name.to_owned(), code }),
                 }
                 if is_html(response.headers()) {
-                    return Err(FetchError::WebPage(path));
+                    return Err(FetchError::WebPage(name.to_owned()));
                 }
-                read_limited(body(response), &path, limit_bytes)?
+                read_limited(body(response), name, limit_bytes)?
             }
         };
         match bytes.trim_ascii_start().first() {
-            Some(b'<') => Err(FetchError::WebPage(path)),
+            Some(b'<') => Err(FetchError::WebPage(name.to_owned())),
             _ => Ok(Some(bytes)),
         }
     }
 
     /// The whole of a target of at most `limit_bytes`.
     pub(crate) fn small(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, FetchError> {
-        let stream = self.target(path, 0, limit_bytes)?;
-        read_limited(stream.bytes, path, limit_bytes)
+        path.split('/').try_for_each(check_name)?;
+        self.first(|place| {
+            let stream = self.target_at(place, path, 0, limit_bytes)?;
+            read_limited(stream.bytes, path, limit_bytes)
+        })
     }
 
-    /// A target's bytes from `offset` on, of `total` signed ones. `path` is where the file lies, its hash in the
-    /// name. More than asked for may come: the reader counts.
-    pub(crate) fn target(&self, path: &str, offset: u64, total: u64) -> Result<Stream, FetchError> {
+    /// A target's bytes from `offset` on, of `total` signed ones, from each place in turn until `take` has them all.
+    /// `path` is where the file lies, its hash in the name. More than asked for may come: `take` counts.
+    pub(crate) fn target<E: From<FetchError>>(
+        &self,
+        path: &str,
+        total: u64,
+        mut take: impl FnMut(&dyn Fn(u64) -> Result<Stream, FetchError>) -> Result<(), E>,
+        goes_on: impl Fn(&E) -> bool,
+    ) -> Result<(), E> {
         path.split('/').try_for_each(check_name)?;
-        let path = format!("targets/{path}");
-        match &self.place {
-            Place::Dir(_) => {
-                let file = self.open_file(&path, offset)?.ok_or(FetchError::Missing(path))?;
-                Ok(Stream { offset, bytes: file })
+        let mut first = None;
+        for n in self.order() {
+            match take(&|offset| self.target_at(&self.places[n], path, offset, total)) {
+                Ok(()) => {
+                    self.at.store(n, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) if !goes_on(&error) => return Err(error),
+                Err(error) => drop(first.get_or_insert(error)),
             }
-            Place::Http { base, agent } => {
+        }
+        Err(first.expect("there is one place at least"))
+    }
+
+    fn target_at(&self, place: &Place, path: &str, offset: u64, total: u64) -> Result<Stream, FetchError> {
+        match &place.targets {
+            Folder::Dir(dir) => {
+                let file = open_file(&dir.join(path), offset)?;
+                Ok(Stream { offset, bytes: file.ok_or_else(|| FetchError::Missing(path.to_owned()))? })
+            }
+            Folder::Http { base, agent } => {
                 let url = format!("{base}/{path}");
                 if offset > 0 {
                     let range = format!("bytes={offset}-");
                     let response = agent.get(&url).header(header::RANGE, range).call();
-                    let response = response.map_err(|e| transport(&path, &e))?;
+                    let response = response.map_err(|e| transport(path, &e))?;
                     let status = response.status().as_u16();
                     let resumed = status == 206 && range_begins(response.headers(), offset, total);
                     if resumed || !matches!(status, 206 | 416) {
@@ -214,7 +315,7 @@ impl Source {
                         return self.stream(path, response, begin, total);
                     }
                 }
-                let response = agent.get(&url).call().map_err(|e| transport(&path, &e))?;
+                let response = agent.get(&url).call().map_err(|e| transport(path, &e))?;
                 self.stream(path, response, 0, total)
             }
         }
@@ -223,11 +324,12 @@ impl Source {
     /// A response whose body begins at `offset`.
     fn stream(
         &self,
-        what: String,
+        path: &str,
         response: Response<Body>,
         offset: u64,
         total: u64,
     ) -> Result<Stream, FetchError> {
+        let what = path.to_owned();
         match response.status().as_u16() {
             200 => {}
             206 if offset > 0 => {}
@@ -243,21 +345,45 @@ impl Source {
         }
         Ok(Stream { offset, bytes: Box::new(Steady::new(body(response), &self.timing)) })
     }
+}
 
-    fn open_file(&self, path: &str, offset: u64) -> Result<Option<Box<dyn Read>>, FetchError> {
-        let Place::Dir(dir) = &self.place else { unreachable!("only called for a folder") };
-        let failed = |e: io::Error| FetchError::Transport { what: path.to_owned(), message: e.to_string() };
-        let mut file = match Disk.open(&dir.join(path)) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(failed(e)),
-        };
-        io::copy(&mut file.by_ref().take(offset), &mut io::sink()).map_err(failed)?;
-        Ok(Some(file))
+impl Folder {
+    fn new(url: &Url, access: &Access, now: SystemTime) -> Result<Self, FetchError> {
+        match url.scheme() {
+            "file" => url.to_file_path().map(Self::Dir).map_err(|()| FetchError::Scheme(url.clone())),
+            "http" | "https" => {
+                let base = url.as_str().trim_end_matches('/').to_owned();
+                Ok(Self::Http { base, agent: agent(url.scheme() == "https", access, now) })
+            }
+            _ => Err(FetchError::Scheme(url.clone())),
+        }
+    }
+
+    fn below(&self, folder: &str) -> Self {
+        match self {
+            Self::Dir(dir) => Self::Dir(dir.join(folder)),
+            Self::Http { base, agent } => {
+                Self::Http { base: format!("{base}/{folder}"), agent: agent.clone() }
+            }
+        }
     }
 }
 
-fn agent(https: bool, timing: &Timing) -> Agent {
+/// A file from `offset` on; `None` when it is not there.
+fn open_file(path: &Path, offset: u64) -> Result<Option<Box<dyn Read>>, FetchError> {
+    let failed =
+        |e: io::Error| FetchError::Transport { what: path.display().to_string(), message: e.to_string() };
+    let mut file = match Disk.open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    io::copy(&mut file.by_ref().take(offset), &mut io::sink()).map_err(failed)?;
+    Ok(Some(file))
+}
+
+fn agent(https: bool, access: &Access, now: SystemTime) -> Agent {
+    let timing = &access.timing;
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .https_only(https)
@@ -269,7 +395,9 @@ fn agent(https: bool, timing: &Timing) -> Agent {
         .timeout_per_write(Some(timing.idle))
         .accept_encoding("identity")
         .user_agent(concat!("tractd/", env!("CARGO_PKG_VERSION")));
-    config.build().into()
+    let connector = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default());
+    let connector = connector.chain(Tls::new(access.roots.clone(), now));
+    Agent::with_parts(config.build(), connector, DefaultResolver::default())
 }
 
 /// The body; limits are kept by who reads it.

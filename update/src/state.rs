@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tractd_bundle::Digest;
 
+use crate::download::Spent;
 use crate::fs::{self, FileSystem};
+use crate::trial::Stage;
 
 /// Bytes of a slot: thousands of models.
 const SLOT_LEN_MAX: u64 = 16 << 20;
@@ -45,8 +47,39 @@ pub struct Installed {
     pub team: String,
     /// The rollout it came by.
     pub rollout: String,
-    /// What a revert would put back.
+    /// What a revert would put back; while on trial, the incumbent.
     pub previous: Option<Release>,
+    /// Set while it is on trial.
+    pub trial: Option<OnTrial>,
+}
+
+/// How far a version's trial is, as the next process will find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnTrial {
+    /// The stage.
+    pub stage: Stage,
+    /// Seconds the whole trial must stay healthy.
+    pub healthy_s: u64,
+    /// Processes that began with it and have not ended in order: the present one, and those that crashed.
+    pub starts: u32,
+}
+
+/// A version that was refused, and stays so for its rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocked {
+    pub(crate) rollout: String,
+    pub(crate) digest: String,
+    /// Why.
+    pub reason: String,
+    /// The model; empty in states of daemons before trials.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub model: String,
+    /// Its version; 0 where the model is empty.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub version: u64,
+    /// Whether it was active, and taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub taken_back: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +89,8 @@ pub(crate) struct State {
     pub(crate) models: BTreeMap<String, Model>,
     pub(crate) blocked: Vec<Blocked>,
     pub(crate) attempts: Vec<Attempts>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) downloads: Vec<Downloads>,
     pub(crate) floors: Floors,
 }
 
@@ -64,17 +99,12 @@ pub(crate) struct Model {
     pub(crate) team: String,
     pub(crate) active: Option<Release>,
     pub(crate) previous: Option<Release>,
-    /// Highest version that ever was active.
+    /// Highest version that ever was active and came through its trial.
     pub(crate) version_floor: u64,
     /// Highest `min_version` its team ever signed.
     pub(crate) min_version: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Blocked {
-    pub(crate) rollout: String,
-    pub(crate) digest: String,
-    pub(crate) reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) trial: Option<OnTrial>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +112,15 @@ pub(crate) struct Attempts {
     pub(crate) rollout: String,
     pub(crate) digest: String,
     pub(crate) count: u32,
+}
+
+/// What fetching an archive for a rollout cost so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Downloads {
+    pub(crate) rollout: String,
+    pub(crate) digest: String,
+    pub(crate) tries: u32,
+    pub(crate) bytes: u64,
 }
 
 /// Lowest versions and time the verifier may believe, beside the metadata cache: a lost or swapped cache must
@@ -128,9 +167,9 @@ impl State {
         Self { schema: 1, ..Self::default() }
     }
 
-    pub(crate) fn block(&mut self, rollout: &str, digest: &str, reason: &str) {
-        self.blocked.retain(|b| !(b.rollout == rollout && b.digest == digest));
-        self.blocked.push(Blocked { rollout: rollout.into(), digest: digest.into(), reason: reason.into() });
+    pub(crate) fn block(&mut self, blocked: Blocked) {
+        self.blocked.retain(|b| !(b.rollout == blocked.rollout && b.digest == blocked.digest));
+        self.blocked.push(blocked);
         trim(&mut self.blocked);
     }
 
@@ -147,8 +186,29 @@ impl State {
         count
     }
 
+    /// A try that came to nothing through no fault of what was tried.
+    pub(crate) fn forget_attempt(&mut self, rollout: &str, digest: &str) {
+        for attempts in &mut self.attempts {
+            if attempts.rollout == rollout && attempts.digest == digest {
+                attempts.count = attempts.count.saturating_sub(1);
+            }
+        }
+    }
+
     pub(crate) fn attempts(&self, rollout: &str, digest: &str) -> u32 {
         self.attempts.iter().find(|a| a.rollout == rollout && a.digest == digest).map_or(0, |a| a.count)
+    }
+
+    pub(crate) fn spent(&self, rollout: &str, digest: &str) -> Spent {
+        let found = self.downloads.iter().find(|d| d.rollout == rollout && d.digest == digest);
+        found.map_or(Spent::default(), |d| Spent { tries: d.tries, bytes: d.bytes })
+    }
+
+    pub(crate) fn spend(&mut self, rollout: &str, digest: &str, spent: Spent) {
+        self.downloads.retain(|d| !(d.rollout == rollout && d.digest == digest));
+        let (rollout, digest) = (rollout.into(), digest.into());
+        self.downloads.push(Downloads { rollout, digest, tries: spent.tries, bytes: spent.bytes });
+        trim(&mut self.downloads);
     }
 
     /// Writes the state into the slot its sequence number names.
@@ -196,6 +256,10 @@ impl State {
     }
 }
 
+fn is_zero(version: &u64) -> bool {
+    *version == 0
+}
+
 fn slot_path(dir: &Path, sequence: u64) -> PathBuf {
     dir.join(if sequence.is_multiple_of(2) { "state.a.json" } else { "state.b.json" })
 }
@@ -229,10 +293,11 @@ mod tests {
             previous: Some(release(2)),
             version_floor: 3,
             min_version: 2,
+            trial: None,
         };
         let mut state = State { sequence, ..State::new() };
         state.models.insert("digits".into(), model);
-        state.block("lab-digits-4", &"04".repeat(32), "golden vector 0 is off by 0.5");
+        state.block(blocked("lab-digits-4", &"04".repeat(32), "golden vector 0 is off by 0.5"));
         state.count_attempt("lab-digits-4", &"04".repeat(32));
         state.floors = Floors {
             anchor: "ab".repeat(32),
@@ -241,6 +306,24 @@ mod tests {
             snapshot: RoleFloor { version: 8, keys: "k2".into() },
             time_s: 1_793_491_200,
         };
+        state
+    }
+
+    /// As daemons before trials wrote it.
+    fn blocked(rollout: &str, digest: &str, reason: &str) -> Blocked {
+        let (rollout, digest, reason) = (rollout.into(), digest.into(), reason.into());
+        Blocked { rollout, digest, reason, model: String::new(), version: 0, taken_back: false }
+    }
+
+    /// The same with a version on trial, and one taken back that says which it was.
+    fn state_on_trial() -> State {
+        let mut state = state(8);
+        let model = state.models.get_mut("digits").expect("it is there");
+        model.active = Some(release(5));
+        model.trial = Some(OnTrial { stage: Stage::Canary, healthy_s: 300, starts: 2 });
+        let named =
+            Blocked { model: "digits".into(), version: 4, taken_back: true, ..state.blocked[0].clone() };
+        state.block(named);
         state
     }
 
@@ -255,6 +338,13 @@ mod tests {
     fn the_golden_state_reads_and_writes_the_same() {
         assert_eq!(State::decode(GOLDEN.trim_end().as_bytes()).unwrap(), state(7));
         assert_eq!(state(7).encode(), GOLDEN.trim_end());
+    }
+
+    #[test]
+    fn the_golden_state_on_trial_reads_and_writes_the_same() {
+        let golden = include_str!("../tests/golden/state-1-trial.json").trim_end();
+        assert_eq!(State::decode(golden.as_bytes()).unwrap(), state_on_trial());
+        assert_eq!(state_on_trial().encode(), golden);
     }
 
     #[test]
@@ -303,7 +393,7 @@ mod tests {
     fn history_is_bounded_and_keeps_the_newest() {
         let mut state = State::new();
         for rollout in 0..HISTORY_MAX + 10 {
-            state.block(&rollout.to_string(), "d", "r");
+            state.block(blocked(&rollout.to_string(), "d", "r"));
         }
         assert_eq!(state.blocked.len(), HISTORY_MAX);
         assert_eq!(state.blocked("9", "d"), None);

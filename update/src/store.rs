@@ -16,8 +16,10 @@ use std::sync::Arc;
 
 use tractd_bundle::{Bundle, Digest, Limits, OpenError};
 
-use crate::fs::{self, Disk, FileSystem};
-use crate::state::{Floors, Installed, Loaded, Model, Release, State};
+use crate::download::Spent;
+use crate::fs::{self, Disk, FileSystem, Files};
+use crate::state::{Blocked, Floors, Installed, Loaded, Model, OnTrial, Release, State};
+use crate::trial::Stage;
 
 /// The crash-safe store of a device. One process at a time: opening takes a lock.
 #[derive(Debug)]
@@ -134,7 +136,14 @@ impl Store {
             team: model.team.clone(),
             rollout: active.rollout.clone(),
             previous: model.previous.clone(),
+            trial: model.trial,
         })
+    }
+
+    /// Versions that were refused or taken back, oldest first.
+    #[must_use]
+    pub fn blocked(&self) -> &[Blocked] {
+        &self.state.blocked
     }
 
     /// Opens the active bundle of `name` and hashes it: what comes back is what was activated.
@@ -145,17 +154,35 @@ impl Store {
     /// [`StoreError::NotInstalled`], [`StoreError::Changed`], [`StoreError::Unreadable`].
     pub fn bundle(&mut self, name: &str, limits: &Limits) -> Result<Bundle, StoreError> {
         let installed = self.installed(name).ok_or_else(|| StoreError::NotInstalled(name.to_owned()))?;
-        let (name, version) = (installed.name, installed.version);
-        match Bundle::open(&installed.dir, limits) {
-            Ok(bundle) if bundle.digest == installed.digest => Ok(bundle),
-            Ok(bundle) => {
-                self.damaged.insert(installed.digest);
-                Err(StoreError::Changed { name, version, expected: installed.digest, found: bundle.digest })
-            }
-            Err(source) => {
-                self.damaged.insert(installed.digest);
-                Err(StoreError::Unreadable { name, version, source })
-            }
+        let opened = self.open_release(name, installed.version, installed.digest, limits);
+        if opened.is_err() {
+            self.damaged.insert(installed.digest);
+        }
+        opened
+    }
+
+    /// The same for what a revert would put back.
+    ///
+    /// # Errors
+    /// As [`Store::bundle`].
+    pub fn previous_bundle(&self, name: &str, limits: &Limits) -> Result<Bundle, StoreError> {
+        let previous = self.installed(name).and_then(|installed| installed.previous);
+        let previous = previous.ok_or_else(|| StoreError::NotInstalled(name.to_owned()))?;
+        self.open_release(name, previous.version, previous.digest, limits)
+    }
+
+    fn open_release(
+        &self,
+        name: &str,
+        version: u64,
+        digest: Digest,
+        limits: &Limits,
+    ) -> Result<Bundle, StoreError> {
+        let name = name.to_owned();
+        match Bundle::open_in(&Files(&*self.fs), &self.bundle_dir(&digest), limits) {
+            Ok(bundle) if bundle.digest == digest => Ok(bundle),
+            Ok(bundle) => Err(StoreError::Changed { name, version, expected: digest, found: bundle.digest }),
+            Err(source) => Err(StoreError::Unreadable { name, version, source }),
         }
     }
 
@@ -163,7 +190,7 @@ impl Store {
     /// after a power cut during this call the device has exactly the old or exactly the new version.
     ///
     /// The bundle's folder must lie in the store already. `min_version` is the lowest version its team allows from
-    /// now on.
+    /// now on. It is on trial for `healthy_s` seconds; with 0 there is none.
     ///
     /// # Errors
     /// What the file system says; in memory the old version is then still active.
@@ -173,20 +200,79 @@ impl Store {
         team: &str,
         release: Release,
         min_version: u64,
+        healthy_s: u64,
     ) -> Result<Installed, StoreError> {
         self.commit(|state| {
             let model = model(state, name, team);
-            model.version_floor = model.version_floor.max(release.version);
             model.min_version = model.min_version.max(min_version);
             team.clone_into(&mut model.team);
             let old = model.active.replace(release.clone());
             // Fetched again because its files were damaged: what lay before it is still the way back.
-            if old.as_ref().is_none_or(|old| old.digest != release.digest) {
+            if old.as_ref().is_some_and(|old| old.digest == release.digest) {
+                return;
+            }
+            // A version that never came through its trial is no way back.
+            if model.trial.take().is_none() {
                 model.previous = old;
+            }
+            if healthy_s == 0 {
+                model.version_floor = model.version_floor.max(release.version);
+            } else {
+                let stage = if model.previous.is_some() { Stage::Shadow } else { Stage::All };
+                model.trial = Some(OnTrial { stage, healthy_s, starts: 1 });
             }
         })?;
         self.damaged.remove(&release.digest);
         Ok(self.installed(name).expect("it was activated above"))
+    }
+
+    /// Remembers how far the trial of `name` is.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn enter_stage(&mut self, name: &str, stage: Stage) -> Result<(), StoreError> {
+        self.change_trial(name, |trial| trial.stage = stage)
+    }
+
+    /// Counts a process that begins with `name` on trial, before it loads it: one that crashes cannot count
+    /// itself afterwards.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn count_start(&mut self, name: &str) -> Result<(), StoreError> {
+        self.change_trial(name, |trial| trial.starts = trial.starts.saturating_add(1))
+    }
+
+    /// Takes back the start of a process that ends in order.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn forget_start(&mut self, name: &str) -> Result<(), StoreError> {
+        self.change_trial(name, |trial| trial.starts = trial.starts.saturating_sub(1))
+    }
+
+    fn change_trial(&mut self, name: &str, change: impl FnOnce(&mut OnTrial)) -> Result<(), StoreError> {
+        if self.installed(name).is_none_or(|installed| installed.trial.is_none()) {
+            return Ok(());
+        }
+        self.commit(|state| {
+            if let Some(trial) = state.models.get_mut(name).and_then(|model| model.trial.as_mut()) {
+                change(trial);
+            }
+        })
+    }
+
+    /// Ends the trial of `name`: its version is good, and nothing below it is taken any more.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn settle(&mut self, name: &str) -> Result<(), StoreError> {
+        self.commit(|state| {
+            let Some(model) = state.models.get_mut(name) else { return };
+            model.trial = None;
+            let version = model.active.as_ref().map_or(0, |active| active.version);
+            model.version_floor = model.version_floor.max(version);
+        })
     }
 
     /// Puts the previous version back, for good: the digest that was active is blocked for its rollout.
@@ -196,10 +282,19 @@ impl Store {
     /// [`StoreError::NotInstalled`], or what the file system says.
     pub fn revert(&mut self, name: &str, reason: &str) -> Result<Option<Installed>, StoreError> {
         let bad = self.installed(name).ok_or_else(|| StoreError::NotInstalled(name.to_owned()))?;
+        let blocked = Blocked {
+            rollout: bad.rollout,
+            digest: bad.digest.to_hex(),
+            reason: reason.to_owned(),
+            model: bad.name,
+            version: bad.version,
+            taken_back: true,
+        };
         self.commit(|state| {
-            state.block(&bad.rollout, &bad.digest.to_hex(), reason);
+            state.block(blocked);
             if let Some(model) = state.models.get_mut(name) {
                 model.active = model.previous.take();
+                model.trial = None;
             }
         })?;
         Ok(self.installed(name))
@@ -238,17 +333,13 @@ impl Store {
         let kept: BTreeSet<PathBuf> = kept.map(|release| self.bundle_dir(&release.digest)).collect();
         for folder in ["bundles", "blobs", "staging"] {
             let folder = self.dir.join(folder);
-            let mut removed = false;
             for path in self.fs.list(&folder).map_err(io_at(&folder))? {
                 let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
                 if kept.contains(&path) || wanted.contains(stem) {
                     continue;
                 }
+                // Not synced: what a power cut brings back is removed next time.
                 fs::remove(&*self.fs, &path).map_err(io_at(&path))?;
-                removed = true;
-            }
-            if removed {
-                self.fs.sync_dir(&folder).map_err(io_at(&folder))?;
             }
         }
         Ok(())
@@ -292,10 +383,9 @@ impl Store {
         fs::sync_tree(&*self.fs, unpacked).map_err(io_at(unpacked))?;
         fs::remove(&*self.fs, &dir).map_err(io_at(&dir))?;
         self.fs.rename(unpacked, &dir).map_err(io_at(&dir))?;
-        for folder in ["bundles", "staging"] {
-            let folder = self.dir.join(folder);
-            self.fs.sync_dir(&folder).map_err(io_at(&folder))?;
-        }
+        // The name it had before may come back after a power cut, and is swept then.
+        let bundles = self.dir.join("bundles");
+        self.fs.sync_dir(&bundles).map_err(io_at(&bundles))?;
         Ok(dir)
     }
 
@@ -306,8 +396,17 @@ impl Store {
         Ok(count)
     }
 
-    pub(crate) fn block(&mut self, rollout: &str, digest: &str, reason: &str) -> Result<(), StoreError> {
-        self.commit(|state| state.block(rollout, digest, reason))
+    pub(crate) fn forget_attempt(&mut self, rollout: &str, digest: &str) -> Result<(), StoreError> {
+        self.commit(|state| state.forget_attempt(rollout, digest))
+    }
+
+    pub(crate) fn block(&mut self, blocked: Blocked) -> Result<(), StoreError> {
+        self.commit(|state| state.block(blocked))
+    }
+
+    /// Remembers, durably, what a download cost.
+    pub(crate) fn spend(&mut self, rollout: &str, digest: &str, spent: Spent) -> Result<(), StoreError> {
+        self.commit(|state| state.spend(rollout, digest, spent))
     }
 
     pub(crate) fn save_floors(&mut self, floors: Floors) -> Result<(), StoreError> {
@@ -346,6 +445,7 @@ fn model<'a>(state: &'a mut State, name: &str, team: &str) -> &'a mut Model {
         previous: None,
         version_floor: 0,
         min_version: 0,
+        trial: None,
     })
 }
 

@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use tractd_bundle::{Bundle, Digest, Limits, UnpackError, unpack};
+use tractd_bundle::{Bundle, Digest, Limits, UnpackError, unpack_in};
 
-use crate::clock;
+use crate::clock::{self, Now};
 use crate::device::Device;
-use crate::download::{DownloadError, download};
-use crate::fs;
-use crate::policy::{self, Decision, Facts, Known};
+use crate::download::{Archive, DownloadError, download};
+use crate::fs::{self, Files};
+use crate::policy::{self, Decision, Facts, Known, Reason};
 use crate::rollout::{Custom, DocumentError, Entry, Rollout, Target};
-use crate::source::{FetchError, Source, Timing};
-use crate::state::{Installed, Release};
+use crate::source::{Access, FetchError, Source};
+use crate::state::{Blocked, Installed, Release};
 use crate::store::{Store, StoreError, io_at};
 use crate::verify::{Anchor, Session, SessionError, VerifyError, Vouched};
 
@@ -34,8 +34,10 @@ pub struct Config {
     pub arch: String,
     /// The daemon's version, `major.minor.patch`.
     pub runtime: String,
-    /// Patience with the registry.
-    pub timing: Timing,
+    /// How the registry is reached.
+    pub access: Access,
+    /// Largest archive fetched, in bytes, where the link costs by the byte; larger ones wait for another link.
+    pub metered_bytes_max: Option<u64>,
 }
 
 impl Default for Config {
@@ -48,7 +50,8 @@ impl Default for Config {
             memory_bytes: None,
             arch: std::env::consts::ARCH.to_owned(),
             runtime: env!("CARGO_PKG_VERSION").to_owned(),
-            timing: Timing::default(),
+            access: Access::default(),
+            metered_bytes_max: None,
         }
     }
 }
@@ -105,6 +108,17 @@ pub enum Event {
         version: u64,
         /// Why.
         reason: String,
+        /// Whether an earlier check said so already.
+        known: bool,
+    },
+    /// Not its turn, for now.
+    Waiting {
+        /// The model.
+        model: String,
+        /// The version offered.
+        version: u64,
+        /// Why.
+        reason: String,
     },
     /// It did not work this time; the next check tries again.
     Failed {
@@ -126,6 +140,21 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+}
+
+/// Why the caller's proof did not let a bundle in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unproven {
+    /// It is bad, and stays so: blocked for its rollout.
+    Bad(String),
+    /// Nothing can be said now; the next check asks again.
+    Later(String),
+}
+
+impl<T: Into<String>> From<T> for Unproven {
+    fn from(reason: T) -> Self {
+        Self::Bad(reason.into())
+    }
 }
 
 /// A version that was not installed, and why.
@@ -213,6 +242,11 @@ impl Updater {
         &mut self.store
     }
 
+    /// What may be spent, to be changed between two checks.
+    pub fn config_mut(&mut self) -> &mut Config {
+        &mut self.config
+    }
+
     /// The device.
     #[must_use]
     pub fn device(&self) -> &Device {
@@ -226,6 +260,8 @@ enum Step {
     Activated(Installed),
     Waiting(String),
     Refused(String),
+    /// As [`Step::Refused`], by an earlier check.
+    Blocked(String),
     /// With the archive whose download may go on next time.
     Failed(String, Option<String>),
 }
@@ -234,14 +270,14 @@ enum Step {
 struct Check<'a> {
     session: Session,
     source: &'a Source,
-    prove: &'a mut dyn FnMut(&Bundle) -> Result<(), String>,
+    prove: &'a mut dyn FnMut(&Bundle) -> Result<(), Unproven>,
     tell: &'a mut dyn FnMut(Event),
 }
 
 impl Updater {
     /// Asks the registry once and installs what is for this device.
     ///
-    /// `prove` self-tests an unpacked bundle, in a child process; its error text is the reason of the refusal.
+    /// `prove` self-tests an unpacked bundle, in a child process; its error says whether it is asked again.
     /// `tell` hears every step.
     ///
     /// # Errors
@@ -249,18 +285,20 @@ impl Updater {
     pub fn check(
         &mut self,
         now: SystemTime,
-        prove: &mut dyn FnMut(&Bundle) -> Result<(), String>,
+        prove: &mut dyn FnMut(&Bundle) -> Result<(), Unproven>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Outcome, CheckError> {
         tell(Event::Checking);
-        let source = Source::new(&self.device.registry, &self.config.timing)?;
         let floors = self.store.state().floors.clone();
+        let (now, without_floor) = (clock::now(now, floors.time_s), clock::now(now, 0));
+        let source = Source::new(&self.device.registry, &self.config.access, now.system())?;
         let anchor = Anchor {
             root_json: &self.device.root_json,
             cache: self.device.state_dir.join("tuf"),
             fs: self.store.fs().clone(),
             floors: &floors,
-            now: clock::now(now, floors.time_s),
+            now,
+            without_floor,
         };
         let mut session = Session::refresh(&anchor, source.clone())?;
         self.store.save_floors(session.floors().clone())?;
@@ -330,15 +368,22 @@ impl Updater {
             Some(Err(e)) => return Ok(Step::Refused(format!("what its team signed {e}"))),
             None => return Ok(Step::Refused("its team signed no description of it".into())),
         };
-        match self.decide(entry, &custom, &vouched)? {
+        match self.decide(entry, &custom, &vouched, check.session.now())? {
             Decision::Current => Ok(Step::Current),
             Decision::Wait(reason) => Ok(Step::Waiting(reason.to_string())),
+            Decision::Refuse(Reason::Blocked(reason)) => Ok(Step::Blocked(reason)),
             Decision::Refuse(reason) => Ok(Step::Refused(reason.to_string())),
             Decision::Install => self.install(entry, &vouched, check),
         }
     }
 
-    fn decide(&self, entry: &Entry, custom: &Custom, vouched: &Vouched) -> Result<Decision, StoreError> {
+    fn decide(
+        &self,
+        entry: &Entry,
+        custom: &Custom,
+        vouched: &Vouched,
+        now: Now,
+    ) -> Result<Decision, StoreError> {
         let archive_bytes = vouched.archive.bytes;
         let (state, config) = (self.store.state(), &self.config);
         let active = self.store.sound(&entry.model)?.map(|(version, digest)| (version, digest.to_hex()));
@@ -359,6 +404,8 @@ impl Updater {
             free_bytes: self.store.free_bytes()?.saturating_sub(config.reserve_bytes),
             quota_bytes: config.quota_bytes.saturating_sub(self.store.used_bytes()?),
             archive_bytes_max: config.archive_bytes_max,
+            metered_bytes_max: config.metered_bytes_max,
+            minute: (!now.untrusted).then_some((now.unix_s / 60 % (24 * 60)) as u16),
         };
         Ok(policy::decide(entry, custom, archive_bytes, &known, &facts))
     }
@@ -377,13 +424,18 @@ impl Updater {
         };
         self.store.count_attempt(&entry.id, &entry.digest)?;
         (check.tell)(Event::SelfTesting { model: model.clone(), version });
-        if let Err(reason) = (check.prove)(&bundle) {
-            return self.block(entry, format!("self-test: {reason}"));
+        match (check.prove)(&bundle) {
+            Ok(()) => {}
+            Err(Unproven::Bad(reason)) => return self.block(entry, format!("self-test: {reason}")),
+            Err(Unproven::Later(reason)) => {
+                self.store.forget_attempt(&entry.id, &entry.digest)?;
+                return Ok(Step::Failed(format!("self-test postponed: {reason}"), None));
+            }
         }
         let release = Release { version, digest: bundle.digest, rollout: entry.id.clone() };
         let team = Target::parse(&entry.target).map(|target| target.team).unwrap_or_default();
         let before = self.store.installed(model).map(|installed| installed.version);
-        let installed = self.store.activate(model, team, release, vouched.min_version)?;
+        let installed = self.store.activate(model, team, release, vouched.min_version, entry.healthy_secs)?;
         (check.tell)(Event::Activated {
             model: model.clone(),
             version,
@@ -406,27 +458,22 @@ impl Updater {
             Err(e) => return Ok(Err(Step::Refused(format!("{e}")))),
         };
         // There already: a step back, or a power cut between unpacking and proving.
-        if let Ok(bundle) = Bundle::open(&self.store.bundle_dir(&expected), &self.config.limits)
+        let files = self.store.fs().clone();
+        let files = Files(&*files);
+        if let Ok(bundle) = Bundle::open_in(&files, &self.store.bundle_dir(&expected), &self.config.limits)
             && bundle.digest == expected
         {
             return Ok(Ok(bundle));
         }
         let archive = &vouched.archive;
-        let mut progress = |bytes, total| {
-            let (model, version) = (entry.model.clone(), entry.version);
-            (check.tell)(Event::Downloading { model, version, bytes, total });
-        };
-        let blob = match download(&self.store, check.source, archive, &mut progress) {
+        let blob = match self.fetch(entry, archive, check)? {
             Ok(blob) => blob,
-            Err(DownloadError::Fetch(e)) => {
-                return Ok(Err(Step::Failed(e.to_string(), Some(archive.sha256.clone()))));
-            }
-            Err(DownloadError::Store(e)) => return Err(e),
+            Err(step) => return Ok(Err(step)),
         };
         let unpacked = self.store.unpacking(&archive.sha256);
         fs::remove(&**self.store.fs(), &unpacked).map_err(io_at(&unpacked))?;
         let file = self.store.fs().open(&blob).map_err(io_at(&blob))?;
-        let mut bundle = match unpack(file, &unpacked, &self.config.limits) {
+        let mut bundle = match unpack_in(&files, file, &unpacked, &self.config.limits) {
             Ok(bundle) => bundle,
             Err(UnpackError::Io { path, source }) => return Err(StoreError::Io { path, source }),
             // The bytes are the signed ones, so the next download would bring the same.
@@ -441,8 +488,43 @@ impl Updater {
         Ok(Ok(bundle))
     }
 
+    /// The archive, within what the rollout may cost.
+    fn fetch(
+        &mut self,
+        entry: &Entry,
+        archive: &Archive,
+        check: &mut Check<'_>,
+    ) -> Result<Result<PathBuf, Step>, StoreError> {
+        let mut spent = self.store.state().spent(&entry.id, &entry.digest);
+        if let Some(reason) = spent.over(archive.bytes) {
+            return Ok(Err(Step::Refused(reason)));
+        }
+        // Before the try: one that takes the daemon down is counted too.
+        spent.tries += 1;
+        self.store.spend(&entry.id, &entry.digest, spent)?;
+        let mut progress = |bytes, total| {
+            let (model, version) = (entry.model.clone(), entry.version);
+            (check.tell)(Event::Downloading { model, version, bytes, total });
+        };
+        match download(&self.store, check.source, archive, &mut progress, &mut spent.bytes) {
+            Ok(blob) => Ok(Ok(blob)),
+            Err(DownloadError::Store(e)) => Err(e),
+            Err(DownloadError::Fetch(e)) => {
+                self.store.spend(&entry.id, &entry.digest, spent)?;
+                Ok(Err(Step::Failed(e.to_string(), Some(archive.sha256.clone()))))
+            }
+        }
+    }
+
     fn block(&mut self, entry: &Entry, reason: String) -> Result<Step, StoreError> {
-        self.store.block(&entry.id, &entry.digest, &reason)?;
+        self.store.block(Blocked {
+            rollout: entry.id.clone(),
+            digest: entry.digest.clone(),
+            reason: reason.clone(),
+            model: entry.model.clone(),
+            version: entry.version,
+            taken_back: false,
+        })?;
         Ok(Step::Refused(reason))
     }
 }
@@ -459,9 +541,17 @@ fn report(
     match step {
         Step::Current => {}
         Step::Activated(installed) => outcome.activated.push(installed),
-        Step::Waiting(reason) => outcome.waiting.push(Refused { model, version, reason }),
+        Step::Waiting(reason) => {
+            tell(Event::Waiting { model: model.clone(), version, reason: reason.clone() });
+            outcome.waiting.push(Refused { model, version, reason });
+        }
         Step::Refused(reason) => {
-            tell(Event::Refused { model: model.clone(), version, reason: reason.clone() });
+            tell(Event::Refused { model: model.clone(), version, reason: reason.clone(), known: false });
+            outcome.refused.push(Refused { model, version, reason });
+        }
+        Step::Blocked(why) => {
+            tell(Event::Refused { model: model.clone(), version, reason: why.clone(), known: true });
+            let reason = Reason::Blocked(why).to_string();
             outcome.refused.push(Refused { model, version, reason });
         }
         Step::Failed(reason, archive) => {

@@ -97,10 +97,14 @@ pub(crate) struct Anchor<'a> {
     pub(crate) cache: PathBuf,
     pub(crate) fs: Arc<dyn FileSystem>,
     pub(crate) floors: &'a Floors,
+    /// The time, the saved floor counted in.
     pub(crate) now: Now,
+    /// The time without it: what counts once the key that vouched for the floor is gone.
+    pub(crate) without_floor: Now,
 }
 
 /// Fresh, verified metadata of one registry.
+#[derive(Debug)]
 pub(crate) struct Session {
     updater: sigstore_tuf::Updater,
     cache: Arc<Cache>,
@@ -141,7 +145,13 @@ impl Session {
             now: anchor.now,
             floors: Floors::default(),
         };
-        let refreshed = ready(session.updater.refresh(session.time));
+        let mut refreshed = ready(session.updater.refresh(session.time));
+        if matches!(refreshed, Err(Error::Expired { .. })) && session.floor_is_void(anchor) {
+            // A stolen timestamp key may have signed a time far ahead. Its successor's word counts from here.
+            session.now = anchor.without_floor;
+            session.time = timestamp(session.now.unix_s);
+            refreshed = ready(session.updater.refresh(session.time));
+        }
         session.map(refreshed)?;
         session.learn_time()?;
         session.floors = session.check_floors(anchor).map_err(SessionError::Verify)?;
@@ -242,6 +252,12 @@ impl Session {
         self.map(still_fresh)
     }
 
+    /// Whether the timestamp has other keys than those that vouched for the saved time.
+    fn floor_is_void(&self, anchor: &Anchor<'_>) -> bool {
+        let known = &anchor.floors.timestamp.keys;
+        !known.is_empty() && *known != role_keys(self.updater.trusted().root(), "timestamp")
+    }
+
     fn check_floors(&self, anchor: &Anchor<'_>) -> Result<Floors, VerifyError> {
         let trusted = self.updater.trusted();
         let root = trusted.root();
@@ -261,9 +277,9 @@ impl Session {
         let not_refreshed = || VerifyError::Malformed("the registry has no timestamp or snapshot".into());
         let timestamp = trusted.timestamp().ok_or_else(not_refreshed)?;
         let snapshot = trusted.snapshot().ok_or_else(not_refreshed)?;
-        let time_s = clock::floor(anchor.floors.time_s, self.now, self.expires_s());
-        let time_s =
-            if clock::worth_saving(anchor.floors.time_s, time_s) { time_s } else { anchor.floors.time_s };
+        let saved_s = if self.floor_is_void(anchor) { 0 } else { anchor.floors.time_s };
+        let time_s = clock::floor(saved_s, self.now, self.expires_s());
+        let time_s = if clock::worth_saving(saved_s, time_s) { time_s } else { saved_s };
         Ok(Floors {
             anchor: name,
             root: root.version,

@@ -4,13 +4,16 @@ mod bench;
 mod device;
 mod infer;
 mod inspect;
+mod keys;
 mod pack;
 mod registry;
+mod rollout;
 mod see;
 
 use tractd_engine::Tier;
+use tractd_registry::Action;
 
-use crate::args::{Device, Registry, Update, Verb};
+use crate::args::{Device, Registry, RegistryKey, Rollout, Update, Verb};
 use crate::at::{At, default_at};
 use crate::socket::Socket;
 
@@ -40,13 +43,26 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Pack(args) => pack::pack(&args),
         Verb::Inspect(args) => inspect::inspect(&args),
         Verb::Registry(Registry::Init(args)) => registry::init(&args),
+        Verb::Registry(Registry::Key(RegistryKey::New(args))) => keys::new(&args),
+        Verb::Registry(Registry::Key(RegistryKey::List(args))) => keys::list(&args),
+        Verb::Registry(Registry::Delegate(args)) => keys::delegate(&args),
+        Verb::Registry(Registry::Rotate(args)) => keys::rotate(&args),
+        Verb::Registry(Registry::Revoke(args)) => keys::revoke(&args),
+        Verb::Registry(Registry::Sign(args)) => keys::sign(&args),
+        Verb::Registry(Registry::Verify(args)) => registry::verify(&args),
         Verb::Registry(Registry::Add(args)) => registry::add(&args),
         Verb::Registry(Registry::Publish(args)) => registry::publish(&args),
         Verb::Registry(Registry::Refresh(args)) => registry::refresh(&args),
         Verb::Registry(Registry::Status(args)) => registry::status(&args),
         Verb::Registry(Registry::Serve(args)) => registry::serve(&args),
+        Verb::Rollout(Rollout::Start(args)) => registry::publish(&args),
+        Verb::Rollout(Rollout::Pause(args)) => rollout::steer(&args, Action::Pause),
+        Verb::Rollout(Rollout::Resume(args)) => rollout::steer(&args, Action::Resume),
+        Verb::Rollout(Rollout::Abort(args)) => rollout::steer(&args, Action::Abort),
+        Verb::Rollout(Rollout::Status(args)) => rollout::status(&args),
         Verb::Device(Device::Provision(args)) => device::provision(&args),
         Verb::Device(Device::Show(args)) => device::show(&args),
+        Verb::Device(Device::Reset(args)) => device::reset(&args),
         Verb::Update(Update::Check(ask)) => see::check_updates(&ask),
         Verb::Bench(verb) => bench::bench(&verb),
     }

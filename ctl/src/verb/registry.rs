@@ -12,6 +12,7 @@ use tractd_wire::{Pin, Selector};
 use super::Failure;
 use crate::args::{
     Keys, RegistryAdd, RegistryInit, RegistryPublish, RegistryRefresh, RegistryServe, RegistryStatus,
+    RegistryVerify,
 };
 use crate::passphrase::{Purpose, passphrase};
 use crate::print::{bytes, out, render, short_digest, table};
@@ -27,7 +28,8 @@ pub(crate) fn init(args: &RegistryInit) -> Result<(), Failure> {
         return Err(anyhow!("{} holds a registry already", args.dir.display()).into());
     }
     let secret = passphrase(args.keys.passphrase_file.as_deref(), Purpose::Make)?;
-    let options = Options { work_factor: args.work_factor, ..Options::default() };
+    let options =
+        Options { root_keys: args.root_keys, root_threshold: args.threshold, work_factor: args.work_factor };
     let now = SystemTime::now();
     let spinner = progress::spinner("making keys");
     let mut registry = Registry::init(&args.dir, &keys, secret, &options, now)?;
@@ -64,7 +66,7 @@ pub(crate) fn add(args: &RegistryAdd) -> Result<(), Failure> {
     if !args.bundle.is_file() {
         return Err(anyhow!("{} is no file; `tractctl pack DIR` makes one", args.bundle.display()).into());
     }
-    let mut registry = open(&args.registry, &args.keys)?;
+    let mut registry = open_to(&args.registry, &args.keys, args.stage)?;
     let spinner = progress::spinner("checking and signing");
     let added = registry.add(&args.bundle, &args.team, args.min_version, SystemTime::now())?;
     spinner.finish_and_clear();
@@ -76,9 +78,10 @@ pub(crate) fn add(args: &RegistryAdd) -> Result<(), Failure> {
         .to_string()
     } else if added.new {
         format!(
-            "{} {} signed by team {} ({}, digest {}); `tractctl registry publish {0}@{1}` gives it to devices",
+            "{} {} {} team {} ({}, digest {}); `tractctl rollout start {0}@{1}` gives it to devices",
             added.model,
             added.version,
+            if args.stage { "staged for" } else { "signed by" },
             args.team,
             bytes(added.bytes),
             short_digest(&added.digest)
@@ -86,7 +89,8 @@ pub(crate) fn add(args: &RegistryAdd) -> Result<(), Failure> {
     } else {
         format!("{} {} was signed before, with this very content", added.model, added.version)
     };
-    Ok(out(&line)?)
+    out(&line)?;
+    tell_staged(&registry)
 }
 
 /// Tells a group of devices which version to run.
@@ -97,11 +101,12 @@ pub(crate) fn publish(args: &RegistryPublish) -> Result<(), Failure> {
     let model = selector.name.as_str();
     let what = Publish {
         pct: args.percent,
+        healthy_secs: args.healthy_secs,
         rollback: args.rollback,
         restart: args.again,
         ..Publish::new(model, version, &args.group)
     };
-    let mut registry = open(&args.registry, &args.keys)?;
+    let mut registry = open_to(&args.registry, &args.keys, args.stage)?;
     let spinner = progress::spinner("signing");
     let published = registry.publish(&what, SystemTime::now())?;
     spinner.finish_and_clear();
@@ -118,7 +123,8 @@ pub(crate) fn publish(args: &RegistryPublish) -> Result<(), Failure> {
             args.percent, args.group, published.id
         )
     };
-    Ok(out(&line)?)
+    out(&line)?;
+    tell_staged(&registry)
 }
 
 /// Signs anew what would expire.
@@ -128,15 +134,44 @@ pub(crate) fn refresh(args: &RegistryRefresh) -> Result<(), Failure> {
     let refreshed = registry.refresh(SystemTime::now())?;
     spinner.finish_and_clear();
     if args.json {
-        let line = json!({ "renewed": refreshed.renewed, "due": refreshed.due });
+        let line =
+            json!({ "accepted": refreshed.accepted, "renewed": refreshed.renewed, "due": refreshed.due });
         out(&line.to_string())?;
     } else {
+        if !refreshed.accepted.is_empty() {
+            out(&format!("taken in: {}", refreshed.accepted.join(", ")))?;
+        }
         out(&format!("signed anew: {}", refreshed.renewed.join(", ")))?;
         if !refreshed.due.is_empty() {
             out(&format!("due, and their keys are not here: {}", refreshed.due.join(", ")))?;
         }
     }
-    Ok(())
+    tell_staged(&registry)
+}
+
+/// Walks a registry offline and lists what is wrong with it.
+pub(crate) fn verify(args: &RegistryVerify) -> Result<(), Failure> {
+    let root = args
+        .root
+        .as_ref()
+        .map(|path| std::fs::read(path).with_context(|| format!("cannot read the root {}", path.display())));
+    let root = root.transpose()?;
+    let found = tractd_registry::verify(&args.dir, root.as_deref(), SystemTime::now())?;
+    if args.json {
+        let findings: Vec<_> =
+            found.findings.iter().map(|f| json!({ "path": f.path, "what": f.what })).collect();
+        let line = json!({ "files": found.files, "target_bytes": found.target_bytes, "findings": findings });
+        out(&line.to_string())?;
+    } else {
+        for finding in &found.findings {
+            out(&format!("{}: {}", finding.path.display(), finding.what))?;
+        }
+        out(&format!("{} files, {} of targets", found.files, bytes(found.target_bytes)))?;
+    }
+    match found.findings.len() {
+        0 => Ok(()),
+        count => Err(anyhow!("{count} files are not as they should be").into()),
+    }
 }
 
 /// Shows every role's version and expiry.
@@ -179,7 +214,23 @@ fn cannot_listen(address: SocketAddr) -> String {
     format!("cannot listen on {address}; --listen takes another address, and port 0 any free one")
 }
 
-fn open(dir: &Path, keys: &Keys) -> Result<Registry, Failure> {
+/// On standard error, so that `--json` stays one object.
+pub(crate) fn tell_staged(registry: &Registry) -> Result<(), Failure> {
+    for waiting in registry.staged()? {
+        match waiting.missing {
+            0 => eprintln!("{} is signed; `tractctl registry refresh` takes it in", waiting.path.display()),
+            missing => eprintln!("{} waits for {missing} signatures", waiting.path.display()),
+        }
+    }
+    Ok(())
+}
+
+/// Opens a registry to change it: with the keys, or to stage without one.
+pub(crate) fn open_to(dir: &Path, keys: &Keys, stage: bool) -> Result<Registry, Failure> {
+    if stage { Ok(Registry::stage(dir, &keys_dir(keys, dir))?) } else { open(dir, keys) }
+}
+
+pub(crate) fn open(dir: &Path, keys: &Keys) -> Result<Registry, Failure> {
     if !dir.join("metadata/1.root.json").exists() {
         // Before asking for a passphrase.
         let dir = dir.display();
@@ -193,7 +244,7 @@ fn open(dir: &Path, keys: &Keys) -> Result<Registry, Failure> {
 }
 
 /// The folder named, or `keys` beside the registry: never below it, where it would be served.
-fn keys_dir(keys: &Keys, registry: &Path) -> PathBuf {
+pub(crate) fn keys_dir(keys: &Keys, registry: &Path) -> PathBuf {
     match &keys.keys {
         Some(dir) => dir.clone(),
         None => registry.parent().unwrap_or(Path::new("")).join("keys"),

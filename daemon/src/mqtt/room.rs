@@ -127,6 +127,8 @@ pub(super) struct Room {
     jobs: HashMap<u64, Job>,
     next_job: u64,
     models: Vec<Value>,
+    /// How far each model's latest version is.
+    updates: Fields,
     /// Element type by model and input.
     types: HashMap<(String, String), DType>,
     /// Since when each model is as it is, in milliseconds since 1970.
@@ -163,6 +165,7 @@ impl Room {
             jobs: HashMap::new(),
             next_job: 1,
             models: Vec::new(),
+            updates: Fields::new(),
             types: HashMap::new(),
             since: HashMap::new(),
             published: BTreeMap::new(),
@@ -426,6 +429,7 @@ impl Room {
 
     fn models(&mut self, unix_ms: u64, models: &Value) {
         self.models = models["models"].as_array().cloned().unwrap_or_default();
+        self.updates = models["updates"].as_object().cloned().unwrap_or_default();
         self.types.clear();
         for model in &self.models {
             let name = model["name"].as_str().unwrap_or_default();
@@ -463,6 +467,11 @@ impl Room {
             state.insert("since".to_owned(), (*since).into());
             let topic = Topic::ModelState { node, model }.under(under).to_string();
             current.insert(topic, Bytes::from(Value::Object(state).to_string()));
+        }
+        for (name, update) in &self.updates {
+            let Ok(model) = Name::parse(name) else { continue };
+            let topic = Topic::UpdateState { node, model }.under(under).to_string();
+            current.insert(topic, Bytes::from(update.to_string()));
         }
         let description = json!({
             "node": node.as_str(),

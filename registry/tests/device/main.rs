@@ -3,8 +3,14 @@
 #![allow(clippy::unwrap_used)] // a test of its own
 
 mod attacks;
+mod clock;
+mod cuts;
+mod faulty;
 mod lifecycle;
 mod power;
 mod publisher;
 mod second_client;
+mod sim;
+mod staging;
+mod stolen;
 mod support;

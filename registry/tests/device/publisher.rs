@@ -117,11 +117,15 @@ fn a_refresh_renews_what_is_due_and_names_what_it_cannot() {
     let World { tmp, registry, now } = world;
     drop(registry);
     let (dir, keys) = (tmp.path().join("registry"), tmp.path().join("keys"));
-    fs::rename(keys.join("root-2.age"), tmp.path().join("root-2.age")).unwrap();
+    for away in ["root-2.age", "root-3.age"] {
+        fs::rename(keys.join(away), tmp.path().join(away)).unwrap();
+    }
     let mut registry = Registry::open(&dir, &keys, passphrase()).unwrap();
     let yearly = registry.refresh(now + 300 * DAY).unwrap();
     assert_eq!(yearly.renewed, ["targets", "rollout", "team-vision", "snapshot", "timestamp"]);
     assert_eq!(yearly.due, ["root"]);
+    let waiting = registry.staged().unwrap();
+    assert_eq!((waiting.len(), waiting[0].role.as_str(), waiting[0].missing), (1, "root", 1));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use tractd_bundle::{Bundle, Limits};
 use tractd_registry::{Options, Publish, Registry};
 use tractd_update::fs::{Disk, FileSystem};
-use tractd_update::{CheckError, Config, Device, Event, Outcome, Provisioned, Store, Updater};
+use tractd_update::{CheckError, Config, Device, Event, Outcome, Provisioned, Store, Unproven, Updater};
 use zeroize::Zeroizing;
 
 pub(crate) const PASSPHRASE: &str = "correct horse battery staple";
@@ -71,8 +71,16 @@ impl World {
     }
 
     pub(crate) fn provision(&self, group: &str, registry: &str) {
+        self.provision_at(group, registry, fs::read(self.metadata("1.root.json")).unwrap());
+    }
+
+    pub(crate) fn provision_with(&self, group: &str, dir: &Path, root_json: Vec<u8>) {
+        self.provision_at(group, url::Url::from_directory_path(dir).unwrap().as_str(), root_json);
+    }
+
+    fn provision_at(&self, group: &str, registry: &str, root_json: Vec<u8>) {
         let what = Provisioned {
-            root_json: self.registry.root_json().unwrap(),
+            root_json,
             registry: registry.parse().unwrap(),
             node: "node-1".into(),
             group: group.into(),
@@ -92,7 +100,13 @@ impl World {
     /// Adds `digits` in this version and rolls it out to the group `lab`.
     pub(crate) fn publish(&mut self, version: u64) {
         self.add(version);
-        self.registry.publish(&Publish::new("digits", version, "lab"), self.now).unwrap();
+        self.publish_only(version, false);
+    }
+
+    /// Rolls out what was added; `restart` makes it a new rollout.
+    pub(crate) fn publish_only(&mut self, version: u64, restart: bool) {
+        let what = Publish { healthy_secs: 0, restart, ..Publish::new("digits", version, "lab") };
+        self.registry.publish(&what, self.now).unwrap();
     }
 
     pub(crate) fn updater(&self) -> Updater {
@@ -130,7 +144,12 @@ impl World {
     }
 
     pub(crate) fn attacker(&self) -> Attacker {
-        Attacker { metadata: self.dir().join("metadata"), keys: self.keys() }
+        self.attacker_on(&self.dir())
+    }
+
+    /// One who holds another copy of the registry.
+    pub(crate) fn attacker_on(&self, dir: &Path) -> Attacker {
+        Attacker { metadata: dir.join("metadata"), keys: self.keys() }
     }
 }
 
@@ -141,7 +160,7 @@ pub(crate) fn check(updater: &mut Updater, now: SystemTime) -> (Result<Outcome, 
 pub(crate) fn check_with(
     updater: &mut Updater,
     now: SystemTime,
-    prove: &mut dyn FnMut(&Bundle) -> Result<(), String>,
+    prove: &mut dyn FnMut(&Bundle) -> Result<(), Unproven>,
 ) -> (Result<Outcome, CheckError>, Vec<Event>) {
     let mut events = Vec::new();
     let result = updater.check(now, prove, &mut |event| events.push(event));
@@ -191,17 +210,22 @@ impl Attacker {
 
     /// Pins what lies there now, as the next snapshot and timestamp: needs the online keys.
     pub(crate) fn repin(&self) {
+        self.repin_with("snapshot", "timestamp");
+    }
+
+    /// The same with online keys of other names.
+    pub(crate) fn repin_with(&self, snapshot_key: &str, timestamp_key: &str) {
         let timestamp = self.read("timestamp.json");
         let version = timestamp["signed"]["meta"]["snapshot.json"]["version"].as_u64().unwrap();
         let (old, new) = (format!("{version}.snapshot.json"), format!("{}.snapshot.json", version + 1));
         fs::copy(self.metadata.join(old), self.metadata.join(&new)).unwrap();
-        self.forge(&new, Some("snapshot"), |snapshot| {
+        self.forge(&new, Some(snapshot_key), |snapshot| {
             snapshot["version"] = json!(version + 1);
             for (role, meta) in snapshot["meta"].as_object_mut().unwrap() {
                 *meta = self.pin(&format!("{}.{role}", meta["version"]), meta["version"].as_u64().unwrap());
             }
         });
-        self.forge("timestamp.json", Some("timestamp"), |timestamp| {
+        self.forge("timestamp.json", Some(timestamp_key), |timestamp| {
             timestamp["version"] = json!(timestamp["version"].as_u64().unwrap() + 1);
             timestamp["meta"]["snapshot.json"] = self.pin(&new, version + 1);
         });
@@ -231,7 +255,7 @@ impl Attacker {
         self.repin();
     }
 
-    fn sign(&self, key: &str, signed: &Value) -> Value {
+    pub(crate) fn sign(&self, key: &str, signed: &Value) -> Value {
         let identity = age::scrypt::Identity::new(PASSPHRASE.to_owned().into());
         let pkcs8 =
             age::decrypt(&identity, &fs::read(self.keys.join(format!("{key}.age"))).unwrap()).unwrap();

@@ -10,5 +10,6 @@ mod loads;
 mod path;
 mod roads;
 mod tool;
+mod trials;
 mod trust;
 mod unit;
