@@ -12,3 +12,4 @@ mod second_client;
 mod staging;
 mod stolen;
 mod support;
+mod threats;
