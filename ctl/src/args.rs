@@ -9,9 +9,9 @@ use crate::at::At;
 mod registry;
 
 pub(crate) use registry::{
-    Change, Keys, Place, Registry, RegistryAdd, RegistryDelegate, RegistryInit, RegistryKey, RegistryKeyNew,
-    RegistryPublish, RegistryRefresh, RegistryRevoke, RegistryRotate, RegistryServe, RegistrySign,
-    RegistryStatus, RegistryVerify, Rollout, RolloutSteer,
+    Change, Keys, Registry, RegistryAdd, RegistryDelegate, RegistryInit, RegistryKey, RegistryKeyNew,
+    RegistryPlace, RegistryPublish, RegistryRefresh, RegistryRevoke, RegistryRotate, RegistryServe,
+    RegistrySign, RegistryStatus, RegistryVerify, Rollout, RolloutSteer,
 };
 
 /// Run models through tractd, pack them, publish them, and provision devices.

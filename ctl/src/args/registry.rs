@@ -175,7 +175,7 @@ pub(crate) struct Keys {
 
 /// The registry a verb reads.
 #[derive(Debug, Args)]
-pub(crate) struct Place {
+pub(crate) struct RegistryPlace {
     /// Registry folder
     #[arg(long, value_name = "DIR", default_value = "registry")]
     pub(crate) registry: PathBuf,
@@ -190,7 +190,7 @@ pub(crate) struct Place {
 #[derive(Debug, Args)]
 pub(crate) struct Change {
     #[command(flatten)]
-    pub(crate) place: Place,
+    pub(crate) place: RegistryPlace,
     /// Sign nothing: leave the change in `staged/` for `registry sign`
     #[arg(long)]
     pub(crate) stage: bool,
@@ -202,7 +202,7 @@ pub(crate) enum RegistryKey {
     New(RegistryKeyNew),
     /// List the public halves in a folder
     #[command(after_help = "Example:\n  tractctl registry key list --keys keys")]
-    List(Place),
+    List(RegistryPlace),
 }
 
 #[derive(Debug, Args)]
@@ -279,7 +279,6 @@ pub(crate) struct RegistrySign {
     /// Staged files, VERSION.ROLE.json
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,
-    /// Folder of encrypted keys
     #[command(flatten)]
     pub(crate) keys: Keys,
     /// Only show what would be signed
@@ -317,7 +316,7 @@ pub(crate) enum Rollout {
     Abort(RolloutSteer),
     /// Show every group's rollouts
     #[command(after_help = "Example:\n  tractctl rollout status")]
-    Status(Place),
+    Status(RegistryPlace),
 }
 
 #[derive(Debug, Args)]

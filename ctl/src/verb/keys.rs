@@ -10,7 +10,8 @@ use tractd_registry::{Delegate, KeyFolder, KeyInfo, Rotate};
 use super::Failure;
 use super::registry::{keys_dir, open_to, tell_staged};
 use crate::args::{
-    Change, Keys, Place, RegistryDelegate, RegistryKeyNew, RegistryRevoke, RegistryRotate, RegistrySign,
+    Change, Keys, RegistryDelegate, RegistryKeyNew, RegistryPlace, RegistryRevoke, RegistryRotate,
+    RegistrySign,
 };
 use crate::passphrase::{Purpose, passphrase};
 use crate::print::{out, render, table};
@@ -35,7 +36,7 @@ pub(crate) fn new(args: &RegistryKeyNew) -> Result<(), Failure> {
 }
 
 /// Lists the public halves.
-pub(crate) fn list(place: &Place) -> Result<(), Failure> {
+pub(crate) fn list(place: &RegistryPlace) -> Result<(), Failure> {
     let folder = KeyFolder::public_only(&keys_dir(&place.keys, &place.registry))?;
     if place.json {
         return Ok(out(&json!({ "keys": folder.list() }).to_string())?);

@@ -8,7 +8,7 @@ use tractd_registry::{Action, Registry};
 use super::Failure;
 use super::keys::change;
 use super::registry::keys_dir;
-use crate::args::{Place, RolloutSteer};
+use crate::args::{RegistryPlace, RolloutSteer};
 use crate::print::{out, render, table};
 
 /// Pauses, resumes or aborts.
@@ -20,7 +20,7 @@ pub(crate) fn steer(args: &RolloutSteer, action: Action) -> Result<(), Failure> 
 }
 
 /// Shows every group's rollouts, as devices will see them. Needs no passphrase.
-pub(crate) fn status(place: &Place) -> Result<(), Failure> {
+pub(crate) fn status(place: &RegistryPlace) -> Result<(), Failure> {
     let registry = Registry::stage(&place.registry, &keys_dir(&place.keys, &place.registry))?;
     let rollouts = registry.rollouts()?;
     if place.json {
