@@ -2,11 +2,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::files::{open_regular, read_limited};
+use crate::files::read_limited;
 use crate::manifest::is_model_name;
 use crate::{
-    ARCHIVE_SUFFIX, BARE_LABELS_FILE, Digest, GoldenSpec, Limits, MANIFEST_FILE, MODEL_FILE, Manifest,
-    ManifestError, ModelFileError, TensorSpec, onnx, tarball,
+    ARCHIVE_SUFFIX, BARE_LABELS_FILE, Digest, Disk, GoldenSpec, Limits, MANIFEST_FILE, MODEL_FILE, Manifest,
+    ManifestError, ModelFileError, Place, TensorSpec, onnx, tarball,
 };
 
 /// A bundle lying in a folder, its files checked and its digest taken.
@@ -90,24 +90,36 @@ impl Bundle {
     /// # Errors
     /// [`OpenError`]; nothing on disk is changed.
     pub fn open(dir: &Path, limits: &Limits) -> Result<Bundle, OpenError> {
-        let manifest_path = dir.join(MANIFEST_FILE);
-        match read_limited(&manifest_path, limits.manifest_bytes) {
-            Ok(Some(bytes)) => Bundle::open_packed(dir, limits, &bytes),
-            Ok(None) => Err(too_large(MANIFEST_FILE, limits.manifest_bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Bundle::open_bare(dir, limits),
-            Err(source) => Err(OpenError::Io { path: manifest_path, source }),
+        match Bundle::open_in(&Disk, dir, limits) {
+            Err(OpenError::Io { path, source })
+                if source.kind() == io::ErrorKind::NotFound && path == dir.join(MANIFEST_FILE) =>
+            {
+                Bundle::open_bare(dir, limits)
+            }
+            other => other,
         }
     }
 
-    fn open_packed(dir: &Path, limits: &Limits, manifest: &[u8]) -> Result<Bundle, OpenError> {
-        let text = std::str::from_utf8(manifest)
+    /// Opens the bundle in the folder `dir` of `place`, which must have a manifest. [`Bundle::labels`] and
+    /// [`Bundle::golden`] look for their files on the disk.
+    ///
+    /// # Errors
+    /// As [`Bundle::open`].
+    pub fn open_in(place: &dyn Place, dir: &Path, limits: &Limits) -> Result<Bundle, OpenError> {
+        let path = dir.join(MANIFEST_FILE);
+        let manifest = match read_limited(place, &path, limits.manifest_bytes) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Err(too_large(MANIFEST_FILE, limits.manifest_bytes)),
+            Err(source) => return Err(OpenError::Io { path, source }),
+        };
+        let text = std::str::from_utf8(&manifest)
             .map_err(|_| ManifestError::Syntax("the file is not UTF-8".to_owned()))?;
         let manifest = Manifest::parse(text)?;
-        check_model(dir, limits)?;
+        check_model(place, dir, limits)?;
         for golden in &manifest.golden {
-            check_golden(dir, &manifest, golden)?;
+            check_golden(place, dir, &manifest, golden)?;
         }
-        let digest = digest(dir, manifest.files().into_iter(), limits)?;
+        let digest = digest(place, dir, manifest.files().into_iter(), limits)?;
         Ok(Bundle {
             dir: dir.to_owned(),
             digest,
@@ -120,12 +132,12 @@ impl Bundle {
     }
 
     fn open_bare(dir: &Path, limits: &Limits) -> Result<Bundle, OpenError> {
-        check_model(dir, limits)?;
+        check_model(&Disk, dir, limits)?;
         let labels = dir.join(BARE_LABELS_FILE).exists().then(|| BARE_LABELS_FILE.to_owned());
         let (name, version) =
             bare_identity(dir).ok_or_else(|| OpenError::BarePath { dir: dir.to_owned() })?;
         // Sorted: "labels.txt" stands before "model.onnx".
-        let digest = digest(dir, labels.as_deref().into_iter().chain([MODEL_FILE]), limits)?;
+        let digest = digest(&Disk, dir, labels.as_deref().into_iter().chain([MODEL_FILE]), limits)?;
         Ok(Bundle {
             dir: dir.to_owned(),
             manifest: None,
@@ -189,9 +201,9 @@ fn bare_identity(dir: &Path) -> Option<(String, u64)> {
     (version > 0 && version.to_string() == text && is_model_name(name)).then(|| (name.to_owned(), version))
 }
 
-fn check_model(dir: &Path, limits: &Limits) -> Result<(), OpenError> {
+fn check_model(place: &dyn Place, dir: &Path, limits: &Limits) -> Result<(), OpenError> {
     let path = dir.join(MODEL_FILE);
-    match read_limited(&path, limits.file_bytes()) {
+    match read_limited(place, &path, limits.file_bytes()) {
         Ok(Some(model)) => Ok(onnx::check_self_contained(&model)?),
         Ok(None) => Err(too_large(MODEL_FILE, limits.file_bytes())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -201,13 +213,18 @@ fn check_model(dir: &Path, limits: &Limits) -> Result<(), OpenError> {
     }
 }
 
-fn check_golden(dir: &Path, manifest: &Manifest, golden: &GoldenSpec) -> Result<(), OpenError> {
+fn check_golden(
+    place: &dyn Place,
+    dir: &Path,
+    manifest: &Manifest,
+    golden: &GoldenSpec,
+) -> Result<(), OpenError> {
     let inputs = golden.inputs.iter().zip(manifest.inputs.iter().map(|input| &input.tensor));
     let outputs = golden.outputs.iter().zip(manifest.outputs.iter().map(|output| &output.tensor));
     for (file, spec) in inputs.chain(outputs) {
         let expected = golden_len(spec, golden);
         let path = dir.join(file);
-        let found = fs::metadata(&path).map_err(|source| OpenError::Io { path, source })?.len();
+        let (_, found) = place.open(&path).map_err(|source| OpenError::Io { path, source })?;
         if found != expected {
             return Err(OpenError::GoldenSize { file: file.clone(), expected, found });
         }
@@ -222,6 +239,7 @@ fn golden_len(spec: &TensorSpec, golden: &GoldenSpec) -> u64 {
 }
 
 fn digest<'a>(
+    place: &dyn Place,
     dir: &Path,
     files: impl Iterator<Item = &'a str>,
     limits: &Limits,
@@ -230,7 +248,7 @@ fn digest<'a>(
     let (mut count, mut total) = (0, 0u64);
     for file in files {
         let path = dir.join(file);
-        let size = append(&mut tar, &path, file, limits, &mut |_| ())?;
+        let size = append(place, &mut tar, &path, file, limits, &mut |_| ())?;
         count += 1;
         total = total.saturating_add(size);
         if count > limits.files {
@@ -246,6 +264,7 @@ fn digest<'a>(
 
 /// Appends `path` as `name` and returns its size.
 pub(crate) fn append<W: io::Write>(
+    place: &dyn Place,
     tar: &mut tarball::Writer<W>,
     path: &Path,
     name: &str,
@@ -253,8 +272,7 @@ pub(crate) fn append<W: io::Write>(
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64, OpenError> {
     let io_error = |source| OpenError::Io { path: path.to_owned(), source };
-    let mut file = open_regular(path).map_err(io_error)?;
-    let size = file.metadata().map_err(io_error)?.len();
+    let (mut file, size) = place.open(path).map_err(io_error)?;
     if size > limits.file_bytes() {
         return Err(too_large(name, limits.file_bytes()));
     }

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use crate::Place;
+
 /// Why a path cannot be a bundle's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathProblem {
@@ -58,8 +60,8 @@ pub(crate) fn check_path(path: &str, len_max: usize) -> Result<(), PathProblem> 
 }
 
 /// Reads a regular file whole, or `None` where it is larger than `bytes_max`.
-pub(crate) fn read_limited(path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
-    let file = open_regular(path)?;
+pub(crate) fn read_limited(place: &dyn Place, path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+    let (file, _) = place.open(path)?;
     let mut bytes = Vec::new();
     file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 <= bytes_max).then_some(bytes))

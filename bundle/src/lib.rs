@@ -15,6 +15,7 @@ mod limits;
 mod manifest;
 mod onnx;
 mod pack;
+mod place;
 mod tarball;
 mod unpack;
 
@@ -29,7 +30,8 @@ pub use manifest::{
 };
 pub use onnx::ModelFileError;
 pub use pack::{PackError, Packed, pack};
-pub use unpack::{UnpackError, unpack};
+pub use place::{Disk, Place};
+pub use unpack::{UnpackError, unpack, unpack_in};
 
 /// The model's file in every bundle, bare or packed.
 pub const MODEL_FILE: &str = "model.onnx";

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::bundle::append;
 use crate::files::{parent, sync_dir};
-use crate::{Bundle, Digest, Limits, OpenError, tarball};
+use crate::{Bundle, Digest, Disk, Limits, OpenError, tarball};
 
 /// Weights hardly compress, so a higher level buys time on the publisher's side and nothing else. Fixed, with
 /// one thread, because it decides the archive's bytes.
@@ -86,7 +86,7 @@ pub fn pack(
     let mut tar = tarball::Writer::new(encoder);
     let mut done = 0;
     for file in manifest.files() {
-        append(&mut tar, &dir.join(file), file, limits, &mut |bytes| {
+        append(&Disk, &mut tar, &dir.join(file), file, limits, &mut |bytes| {
             done += bytes;
             progress(done, total);
         })?;

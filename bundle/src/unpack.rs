@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha2::{Digest as _, Sha256};
 
 use crate::files::{PathProblem, check_path, parent, sync_dir};
-use crate::{Bundle, Digest, Limits, MANIFEST_FILE, MODEL_FILE, OpenError, tarball};
+use crate::{Bundle, Digest, Disk, Limits, MANIFEST_FILE, MODEL_FILE, OpenError, Place, tarball};
 
 /// log2 of the zstd window in bytes: 8 MiB, twice what our level writes. Without a cap the archive chooses how
 /// much memory the decoder takes.
@@ -145,17 +145,10 @@ pub fn unpack(archive: impl Read, dest: &Path, limits: &Limits) -> Result<Bundle
         Err(error) => return Err(io_error(error)),
     }
     let staging = Staging::beside(dest).map_err(io_error)?;
-    let (files, digest) = extract(archive, &staging.0, limits)?;
-    if !files.contains(MANIFEST_FILE) {
-        return Err(UnpackError::NoManifest);
-    }
-    if !files.contains(MODEL_FILE) {
-        return Err(UnpackError::NoModel);
-    }
-
-    let mut bundle = open_extracted(&staging.0, &files, limits)?;
-    if bundle.digest != digest {
-        return Err(UnpackError::NotCanonical("its files have another digest"));
+    let (mut bundle, files) = extract_and_check(&Disk, archive, &staging.0, limits)?;
+    for file in &files {
+        let synced = File::open(staging.0.join(file)).and_then(|file| file.sync_all());
+        synced.map_err(io_error)?;
     }
     for dir in folders(&files) {
         sync_dir(&staging.0.join(dir)).map_err(io_error)?;
@@ -167,8 +160,47 @@ pub fn unpack(archive: impl Read, dest: &Path, limits: &Limits) -> Result<Bundle
     Ok(bundle)
 }
 
-fn open_extracted(dir: &Path, files: &HashSet<String>, limits: &Limits) -> Result<Bundle, UnpackError> {
-    let bundle = match Bundle::open(dir, limits) {
+/// Unpacks `archive` into the folder `dir` of `place`, where nothing may be yet. Nothing is made durable, and what
+/// an error leaves behind stays: both are the caller's.
+///
+/// # Errors
+/// [`UnpackError`]
+pub fn unpack_in(
+    place: &dyn Place,
+    archive: impl Read,
+    dir: &Path,
+    limits: &Limits,
+) -> Result<Bundle, UnpackError> {
+    extract_and_check(place, archive, dir, limits).map(|(bundle, _)| bundle)
+}
+
+fn extract_and_check(
+    place: &dyn Place,
+    archive: impl Read,
+    dir: &Path,
+    limits: &Limits,
+) -> Result<(Bundle, HashSet<String>), UnpackError> {
+    let (files, digest) = extract(place, archive, dir, limits)?;
+    if !files.contains(MANIFEST_FILE) {
+        return Err(UnpackError::NoManifest);
+    }
+    if !files.contains(MODEL_FILE) {
+        return Err(UnpackError::NoModel);
+    }
+    let bundle = open_extracted(place, dir, &files, limits)?;
+    if bundle.digest != digest {
+        return Err(UnpackError::NotCanonical("its files have another digest"));
+    }
+    Ok((bundle, files))
+}
+
+fn open_extracted(
+    place: &dyn Place,
+    dir: &Path,
+    files: &HashSet<String>,
+    limits: &Limits,
+) -> Result<Bundle, UnpackError> {
+    let bundle = match Bundle::open_in(place, dir, limits) {
         Ok(bundle) => bundle,
         // The staging folder's name says nothing to anybody; the file's does.
         Err(OpenError::Io { path, source }) => {
@@ -189,6 +221,7 @@ fn open_extracted(dir: &Path, files: &HashSet<String>, limits: &Limits) -> Resul
 
 /// Writes every file of the archive below `dir`; returns their paths and the digest of the tar.
 fn extract(
+    place: &dyn Place,
     archive: impl Read,
     dir: &Path,
     limits: &Limits,
@@ -227,7 +260,7 @@ fn extract(
         if total > limits.total_bytes {
             return Err(UnpackError::TotalTooLarge { limit: limits.total_bytes });
         }
-        tar.extract_file(&dir.join(&path), size)?;
+        tar.extract_file(place, &dir.join(&path), size)?;
         last.clone_from(&path);
         files.insert(path);
     }
@@ -267,12 +300,9 @@ impl<R: BufRead> Tar<'_, R> {
         Ok(Some((checked, size)))
     }
 
-    fn extract_file(&mut self, path: &Path, size: u64) -> Result<(), UnpackError> {
+    fn extract_file(&mut self, place: &dyn Place, path: &Path, size: u64) -> Result<(), UnpackError> {
         let io_error = |source| UnpackError::Io { path: path.to_owned(), source };
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).map_err(io_error)?;
-        }
-        let mut file = File::create_new(path).map_err(io_error)?;
+        let mut file = place.create_new(path).map_err(io_error)?;
         let mut buffer = vec![0; 64 << 10];
         let mut left = size;
         while left > 0 {
@@ -281,7 +311,7 @@ impl<R: BufRead> Tar<'_, R> {
             file.write_all(&buffer[..room]).map_err(io_error)?;
             left -= room as u64;
         }
-        file.sync_all().map_err(io_error)?;
+        file.flush().map_err(io_error)?;
         let expected = tarball::padding(size);
         let mut padding = [0; tarball::BLOCK];
         self.fill(&mut padding[..expected.len()])?;

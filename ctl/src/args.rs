@@ -143,6 +143,8 @@ pub(crate) enum Device {
     Provision(DeviceProvision),
     /// Show what a device was provisioned with
     Show(DeviceShow),
+    /// Forget the provisioning; installed models stay on disk
+    Reset(DeviceReset),
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +175,19 @@ pub(crate) struct DeviceProvision {
 #[command(after_help = "Example:
   tractctl device show --state /var/lib/tractd")]
 pub(crate) struct DeviceShow {
+    #[command(flatten)]
+    pub(crate) state: State,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  tractctl device reset --state /var/lib/tractd
+
+For a device that goes to other hands, or a card cloned from another: provision it anew afterwards.")]
+pub(crate) struct DeviceReset {
     #[command(flatten)]
     pub(crate) state: State,
     /// Print one JSON object

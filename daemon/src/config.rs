@@ -126,6 +126,9 @@ pub struct Update {
     pub slower_max: f64,
     /// How many times the memory of the version before a new one may take, beside 8 MiB. Default: 1.5.
     pub larger_max: f64,
+    /// Largest archive fetched, in bytes, because the link costs by the byte. Default: none, the link does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metered_bytes_max: Option<u64>,
     /// Part of the answers in which a new version may differ from the one before, in percent. Default: 20.
     pub differ_percent_max: u32,
 }
@@ -189,6 +192,7 @@ impl Default for Update {
             interval_s: 3_600,
             mirrors: Vec::new(),
             ca_file: None,
+            metered_bytes_max: None,
             slower_max: 3.0,
             larger_max: 1.5,
             differ_percent_max: 20,
@@ -220,6 +224,14 @@ impl Config {
         for (key, value) in positive {
             if value == 0 {
                 return Err(format!("{key} must be greater than 0"));
+            }
+        }
+        for (key, factor) in
+            [("update.slower_max", self.update.slower_max), ("update.larger_max", self.update.larger_max)]
+        {
+            // Written so that NaN fails.
+            if !(factor >= 1.0) {
+                return Err(format!("{key} must be at least 1"));
             }
         }
         if self.limits.deadline_ms > self.limits.deadline_ms_max {
@@ -392,6 +404,8 @@ mod tests {
         for (text, message) in [
             ("[limits]\ndeadline_ms = 0", "limits.deadline_ms must be greater than 0"),
             ("[limits]\ndeadline_ms = 400000", "limits.deadline_ms must not exceed limits.deadline_ms_max"),
+            ("[update]\nslower_max = 0.5", "update.slower_max must be at least 1"),
+            ("[update]\nlarger_max = nan", "update.larger_max must be at least 1"),
             ("[limits]\nqueue_bytes = 1", "limits.max_body_bytes must not exceed limits.queue_bytes"),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), message);

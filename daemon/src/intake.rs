@@ -189,7 +189,9 @@ impl ReplyTo {
             ReplyTo::Once(sender) => drop(sender.send(reply)),
             ReplyTo::Connection(line) => line.send(Outgoing::Reply(reply)),
             ReplyTo::Shadow(watch, answer) => {
-                answer.compared(&reply).into_iter().for_each(|seen| drop(watch.observe(seen)));
+                for seen in answer.compared(&reply) {
+                    watch.observe(seen);
+                }
             }
         }
     }

@@ -35,6 +35,11 @@ const THROTTLED: f64 = 2.0;
 /// Memory a version may take beyond the factor, in bytes: what measuring it twice differs by.
 const LARGER_BYTES: u64 = 8 << 20;
 
+/// Metadata that expires within this time is warned of, in seconds: a registry renews its timestamp daily, so what
+/// has less than half of that left was missed.
+const EXPIRES_SOON_S: u64 = 12 * 3_600;
+const MOVED: &str = "this state was provisioned on another machine; if its card was cloned, two devices have one name: provision anew";
+
 /// What the thread is told.
 pub(crate) enum Command {
     /// Ask the registry now; the report goes to whoever waits for it.
@@ -99,6 +104,9 @@ pub(crate) struct UpdateStatus {
     pub(crate) last_check_unix_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) last: Option<Report>,
+    /// What will hurt later: an expiry that is near, a clock behind what is known, a state moved here from another
+    /// machine.
+    pub(crate) warnings: Vec<String>,
     /// How far each model's latest version is, by model.
     pub(crate) models: BTreeMap<String, ModelUpdate>,
     /// Why the store or the device's identity cannot be used.
@@ -217,9 +225,15 @@ impl Updates {
             status.registry = Some(device.registry.to_string());
             status.group = Some(device.group.clone());
             status.provisioned = true;
+            if device.is_moved {
+                log::warn!("{MOVED}");
+                status.warnings.push(MOVED.into());
+            }
             drop(status);
             let store = Store::open(&self.state_dir).map_err(|error| error.to_string())?;
-            Ok(Some(Updater::new(device, store, Config { access: self.access(), ..Config::default() })))
+            let memory_bytes = Some(self.floor.limits.memory_bytes);
+            let config = Config { memory_bytes, access: self.access(), ..Config::default() };
+            Ok(Some(Updater::new(device, store, config)))
         });
         let mut status = self.board.status();
         status.enabled = self.config.enabled;
@@ -288,6 +302,7 @@ impl Updates {
             let error = status.error.clone().unwrap_or_else(|| "this device is not provisioned".into());
             return Report { error: Some(error), ..Report::default() };
         };
+        updater.config_mut().metered_bytes_max = self.config.metered_bytes_max;
         let mut changed = false;
         let mut fresh = BTreeSet::new();
         let outcome = updater.check(SystemTime::now(), &mut |bundle| self.prove(bundle), &mut |event| {
@@ -299,7 +314,10 @@ impl Updates {
         });
         self.fresh.extend(fresh);
         let report = match outcome {
-            Ok(outcome) => Report::from(outcome),
+            Ok(outcome) => {
+                self.warn(&outcome);
+                Report::from(outcome)
+            }
             Err(error) => {
                 log::warn!("checking for updates: {error}");
                 Report { error: Some(error.to_string()), ..Report::default() }
@@ -315,6 +333,22 @@ impl Updates {
         status.last_check_unix_ms = Some(unix_ms());
         status.last = Some(report.clone());
         report
+    }
+
+    /// Says what will hurt later.
+    fn warn(&self, outcome: &Outcome) {
+        let mut status = self.board.status();
+        status.warnings.retain(|warning| warning == MOVED);
+        let left_s = outcome.metadata_expires_s.saturating_sub(unix_ms() / 1000);
+        if left_s < EXPIRES_SOON_S && !outcome.clock_untrusted {
+            status.warnings.push(format!(
+                "the registry's metadata expires in {} minutes and was not renewed; then nothing new is installed",
+                left_s / 60
+            ));
+        }
+        if outcome.clock_untrusted {
+            status.warnings.push("the clock is behind what is known: a stale registry goes unnoticed".into());
+        }
     }
 
     /// One line per decision in the log, and the phase on the board.
@@ -368,6 +402,7 @@ impl Updates {
         stage: Option<Stage>,
         reason: Option<String>,
     ) {
+        failpoint::reach(state, stage);
         let update = ModelUpdate { version, state, stage: stage.map(Stage::name), reason };
         let former = self.board.status().models.insert(model.to_owned(), update.clone());
         if former.as_ref() != Some(&update) {
@@ -592,6 +627,24 @@ impl Updates {
 
 fn larger(candidate_bytes: u64, incumbent_bytes: u64, factor: f64) -> bool {
     candidate_bytes as f64 > incumbent_bytes as f64 * factor + LARGER_BYTES as f64
+}
+
+/// Death at a named step, for tests of what a crash leaves behind: not in a release build.
+mod failpoint {
+    use super::Stage;
+
+    /// `TRACTD_DIE_AT=self-testing`, or `trial-canary`.
+    #[cfg(debug_assertions)]
+    pub(super) fn reach(state: &str, stage: Option<Stage>) {
+        let step = stage.map_or_else(|| state.to_owned(), |stage| format!("{state}-{}", stage.name()));
+        if std::env::var_os("TRACTD_DIE_AT").is_some_and(|at| at == *step) {
+            // What SIGKILL does: no handler runs, nothing is flushed.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+    }
+
+    #[cfg(not(debug_assertions))]
+    pub(super) fn reach(_: &str, _: Option<Stage>) {}
 }
 
 impl SignedModel {

@@ -100,6 +100,11 @@ impl Home {
 
     /// Starts a daemon here without waiting for it.
     pub fn spawn(&self) -> Daemon<'_> {
+        self.spawn_with(&[])
+    }
+
+    /// The same, with these variables in its environment, this once.
+    pub fn spawn_with(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
         std::fs::write(self.config(), &self.config).expect("the configuration can be written");
         let tractd = crate::binary("tractd");
         let mut words = self.wrapper.iter();
@@ -115,6 +120,7 @@ impl Home {
         command.arg("--socket").arg(self.socket()).arg("--models").arg(self.models());
         command.env_remove("TRACTD_SOCKET").env_remove("NOTIFY_SOCKET").env("RUST_LOG", "info");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.envs(environment.iter().copied());
         Daemon { process: Process::start(&mut command, &self.log()), home: self }
     }
 
@@ -123,7 +129,15 @@ impl Home {
     /// # Panics
     /// When it ends or stays silent.
     pub fn start(&self) -> Daemon<'_> {
-        let mut daemon = self.spawn();
+        self.start_with(&[])
+    }
+
+    /// The same, with these variables in its environment, this once.
+    ///
+    /// # Panics
+    /// When it ends or stays silent.
+    pub fn start_with(&self, environment: &[(&str, &str)]) -> Daemon<'_> {
+        let mut daemon = self.spawn_with(environment);
         wait_for("the daemon's start", START, || {
             assert!(daemon.process.is_running(), "the daemon ended:\n{}", daemon.process.log());
             let mut socket = Socket::connect(&self.socket()).ok()?;

@@ -17,12 +17,28 @@ impl Graph {
         Self::default()
     }
 
+    /// Adds `output = Cast(input)` to floats, or to 64-bit integers.
+    pub fn cast(self, input: &str, output: &str, to_integers: bool) -> Self {
+        let mut to = Vec::new();
+        bytes(&mut to, 1, b"to");
+        number(&mut to, 3, if to_integers { INT64 } else { FLOAT });
+        number(&mut to, 20, 2);
+        self.node_with("Cast", &[input], output, &to)
+    }
+
     /// Adds `output = operator(inputs)`.
-    pub fn node(mut self, operator: &str, inputs: &[&str], output: &str) -> Self {
+    pub fn node(self, operator: &str, inputs: &[&str], output: &str) -> Self {
+        self.node_with(operator, inputs, output, &[])
+    }
+
+    fn node_with(mut self, operator: &str, inputs: &[&str], output: &str, attribute: &[u8]) -> Self {
         let mut node = Vec::new();
         inputs.iter().for_each(|input| bytes(&mut node, 1, input.as_bytes()));
         bytes(&mut node, 2, output.as_bytes());
         bytes(&mut node, 4, operator.as_bytes());
+        if !attribute.is_empty() {
+            bytes(&mut node, 5, attribute);
+        }
         bytes(&mut self.nodes, 1, &node);
         self
     }

@@ -95,13 +95,22 @@ impl Registry {
         PathBuf::from(said["file"].as_str().expect("the file is named"))
     }
 
-    /// Tells the group to run `model@version`.
+    /// Tells the group to run `model@version`, without a trial.
     ///
     /// # Panics
     /// When `tractctl` refuses.
     pub fn publish(&self, model: &str) {
+        self.publish_on_trial(model, 0);
+    }
+
+    /// Tells the group to run `model@version` after a trial of so many seconds.
+    ///
+    /// # Panics
+    /// When `tractctl` refuses.
+    pub fn publish_on_trial(&self, model: &str, healthy_secs: u64) {
         run(Command::new(crate::binary("tractctl"))
-            .args(["registry", "publish", model, "--group", GROUP, "--registry"])
+            .args(["registry", "publish", model, "--group", GROUP])
+            .args(["--healthy-secs", &healthy_secs.to_string(), "--registry"])
             .arg(self.path()))
         .ok();
     }

@@ -47,6 +47,9 @@ pub struct Device {
     pub root_json: Vec<u8>,
     /// The state folder it was opened from.
     pub state_dir: PathBuf,
+    /// It was provisioned on another machine: a cloned card, or one that was moved. Two devices of one name confuse
+    /// brokers and rollouts.
+    pub is_moved: bool,
 }
 
 /// Why a device could not be provisioned or opened.
@@ -94,6 +97,9 @@ struct DeviceToml {
     node: String,
     group: String,
     registry: Url,
+    /// [`node_id`] of the machine it was provisioned on, where that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    machine: Option<String>,
 }
 
 /// Makes the device trust `what.root_json` and take its models from `what.registry`.
@@ -111,6 +117,7 @@ pub fn provision(state_dir: &Path, what: &Provisioned) -> Result<(), DeviceError
         node: what.node.clone(),
         group: what.group.clone(),
         registry: what.registry.clone(),
+        machine: node_id().ok(),
     };
     let text = toml::to_string(&file).expect("a struct of strings and one number is TOML");
     // The root first: device.toml is the commit point, it is never there without its root.
@@ -158,8 +165,9 @@ impl Device {
         let root_json = fs::read(&Disk, &root_path, ROOT_LEN_MAX)
             .map_err(io(&root_path))?
             .ok_or_else(|| io(&root_path)(io::ErrorKind::NotFound.into()))?;
-        let DeviceToml { node, group, registry, .. } = file;
-        Ok(Some(Self { registry, node, group, root_json, state_dir: state_dir.to_path_buf() }))
+        let DeviceToml { node, group, registry, machine, .. } = file;
+        let is_moved = is_moved(machine.as_deref(), node_id().ok().as_deref());
+        Ok(Some(Self { registry, node, group, root_json, state_dir: state_dir.to_path_buf(), is_moved }))
     }
 }
 
@@ -189,6 +197,11 @@ fn node_id_of(machine: &[u8; 16]) -> String {
     id[6] = id[6] & 0x0f | 0x40;
     id[8] = id[8] & 0x3f | 0x80;
     hex::encode(id)
+}
+
+/// Where either machine has no id, nothing can be said.
+fn is_moved(provisioned_on: Option<&str>, here: Option<&str>) -> bool {
+    provisioned_on.zip(here).is_some_and(|(there, here)| there != here)
 }
 
 fn paths(state_dir: &Path) -> (PathBuf, PathBuf) {
@@ -227,6 +240,14 @@ mod tests {
         assert_eq!(node_id_of(&machine), "c7b3ce8d752f4c098eb6754622cf3db9");
         assert_eq!(node_id_of(&machine), node_id_of(&machine));
         assert_ne!(node_id_of(&machine), node_id_of(&[7; 16]));
+    }
+
+    #[test]
+    fn only_another_machines_id_is_another_machine() {
+        assert!(is_moved(Some("a"), Some("b")));
+        for (there, here) in [(Some("a"), Some("a")), (None, Some("b")), (Some("a"), None), (None, None)] {
+            assert!(!is_moved(there, here));
+        }
     }
 
     #[test]

@@ -6,13 +6,17 @@ use std::fmt::Debug;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use tractd_bundle::Place;
+
 /// What a path names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meta {
     /// Length of a file, in bytes.
     pub len: u64,
-    /// A folder rather than a file.
+    /// A folder.
     pub is_dir: bool,
+    /// A plain file: no folder, link, device or FIFO.
+    pub is_file: bool,
 }
 
 /// An open file that can be made durable.
@@ -54,6 +58,30 @@ pub trait FileSystem: Debug + Send + Sync {
 /// The disk.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Disk;
+
+/// Where the store's bundles lie, for the crate that reads and unpacks them.
+#[derive(Debug)]
+pub(crate) struct Files<'a>(pub(crate) &'a dyn FileSystem);
+
+impl Place for Files<'_> {
+    fn open(&self, path: &Path) -> io::Result<(Box<dyn Read>, u64)> {
+        match self.0.meta(path)? {
+            Some(meta) if meta.is_file => Ok((self.0.open(path)?, meta.len)),
+            Some(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a plain file")),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Box<dyn Write>> {
+        if self.0.meta(path)?.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if let Some(dir) = path.parent() {
+            self.0.create_dir_all(dir)?;
+        }
+        Ok(self.0.create(path)?)
+    }
+}
 
 /// Reads a file of at most `limit` bytes; `None` when it is not there.
 ///
@@ -210,7 +238,9 @@ mod disk {
 
         fn meta(&self, path: &Path) -> io::Result<Option<Meta>> {
             match fs::symlink_metadata(path) {
-                Ok(meta) => Ok(Some(Meta { len: meta.len(), is_dir: meta.is_dir() })),
+                Ok(meta) => {
+                    Ok(Some(Meta { len: meta.len(), is_dir: meta.is_dir(), is_file: meta.is_file() }))
+                }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(e) => Err(e),
             }

@@ -29,6 +29,10 @@ pub struct Facts<'a> {
     pub quota_bytes: u64,
     /// Largest archive this device fetches, in bytes.
     pub archive_bytes_max: u64,
+    /// Largest archive fetched now, in bytes, because the link costs by the byte; `None` on other links.
+    pub metered_bytes_max: Option<u64>,
+    /// Minute of the day in UTC; `None` while the clock is not trusted.
+    pub minute: Option<u16>,
 }
 
 /// What the device knows of the model already.
@@ -81,6 +85,20 @@ pub enum Reason {
         bucket: u16,
         /// The rollout's share, in percent.
         pct: u8,
+    },
+    /// Outside the maintenance window.
+    #[error("it is not {0} UTC, its maintenance window")]
+    Window(String),
+    /// The window cannot be told.
+    #[error("its maintenance window is {0} UTC, and the clock is not trusted")]
+    WindowUnknown(String),
+    /// Too large for a link that costs by the byte.
+    #[error("its archive has {archive_bytes} bytes, {limit_bytes} are fetched over this metered link")]
+    Metered {
+        /// As signed.
+        archive_bytes: u64,
+        /// The device's.
+        limit_bytes: u64,
     },
     /// Rollout and team disagree about the artifact.
     #[error("the rollout says {field} {rollout:?}, the team signed {team:?}")]
@@ -177,6 +195,9 @@ pub fn decide(
         Ok(()) => {}
         Err(reason) => return Decision::Wait(reason),
     }
+    if let Err(reason) = window(entry, facts.minute).and_then(|()| metered(archive_bytes, facts)) {
+        return Decision::Wait(reason);
+    }
     let checks = [
         agree(entry, custom),
         versions(entry, known),
@@ -211,12 +232,37 @@ pub(crate) fn turn(entry: &Entry, node: &str) -> Result<(), Reason> {
     if !entry.waves.is_empty() {
         return Err(Reason::NotUnderstood("waves"));
     }
-    if entry.window.is_some() {
-        return Err(Reason::NotUnderstood("window"));
-    }
     let bucket = bucket(node, &entry.id);
     let pct = entry.pct;
     if bucket < u16::from(pct) * (BUCKETS / 100) { Ok(()) } else { Err(Reason::Bucket { bucket, pct }) }
+}
+
+/// `"22:00-04:00"`, in UTC, the second time excluded; over midnight when it is the lower one.
+fn window(entry: &Entry, minute: Option<u16>) -> Result<(), Reason> {
+    let Some(window) = &entry.window else { return Ok(()) };
+    let parsed = window.as_str().and_then(|text| {
+        let (from, to) = text.split_once('-')?;
+        Some((text, minute_of_day(from)?, minute_of_day(to)?))
+    });
+    let Some((text, from, to)) = parsed else { return Err(Reason::NotUnderstood("this window")) };
+    let Some(minute) = minute else { return Err(Reason::WindowUnknown(text.to_owned())) };
+    let inside = if from <= to { (from..to).contains(&minute) } else { minute >= from || minute < to };
+    if inside { Ok(()) } else { Err(Reason::Window(text.to_owned())) }
+}
+
+fn minute_of_day(time: &str) -> Option<u16> {
+    let (hour, minute) = time.split_once(':')?;
+    let two = |text: &str, max| text.parse().ok().filter(|n: &u16| text.len() == 2 && *n <= max);
+    Some(two(hour, 23)? * 60 + two(minute, 59)?)
+}
+
+fn metered(archive_bytes: u64, facts: &Facts<'_>) -> Result<(), Reason> {
+    match facts.metered_bytes_max {
+        Some(limit_bytes) if archive_bytes > limit_bytes => {
+            Err(Reason::Metered { archive_bytes, limit_bytes })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn agree(entry: &Entry, custom: &Custom) -> Result<(), Reason> {
@@ -317,6 +363,8 @@ mod tests {
             free_bytes: 1 << 20,
             quota_bytes: 1 << 20,
             archive_bytes_max: 1 << 20,
+            metered_bytes_max: None,
+            minute: Some(3 * 60),
         }
     }
 
@@ -352,10 +400,42 @@ mod tests {
         check(|e, _, _, _| e.state = EntryState::Paused, Decision::Wait(Reason::Paused));
         check(|e, _, _, _| e.state = EntryState::Aborted, Decision::Wait(Reason::Aborted));
         check(|e, _, _, _| e.state = EntryState::Unknown, Decision::Wait(Reason::NotUnderstood("state")));
-        let window = Some(serde_json::json!("02:00-04:00"));
-        check(|e, _, _, _| e.window = window, Decision::Wait(Reason::NotUnderstood("window")));
+        for window in [serde_json::json!("2-4"), serde_json::json!({}), serde_json::json!("02:00-24:00")] {
+            let reason = Reason::NotUnderstood("this window");
+            check(|e, _, _, _| e.window = Some(window), Decision::Wait(reason));
+        }
         let waves = vec![serde_json::json!({"pct": 1})];
         check(|e, _, _, _| e.waves = waves, Decision::Wait(Reason::NotUnderstood("waves")));
+    }
+
+    #[test]
+    fn outside_its_window_a_version_waits() {
+        let at = |window: &str, minute: Option<u16>, expected: Decision| {
+            check(
+                |e, _, _, f| {
+                    e.window = Some(window.into());
+                    f.minute = minute;
+                },
+                expected,
+            );
+        };
+        let closed = |window: &str| Decision::Wait(Reason::Window(window.into()));
+        at("02:00-04:00", Some(119), closed("02:00-04:00"));
+        at("02:00-04:00", Some(120), Decision::Install);
+        at("02:00-04:00", Some(239), Decision::Install);
+        at("02:00-04:00", Some(240), closed("02:00-04:00"));
+        at("22:00-04:00", Some(0), Decision::Install);
+        at("22:00-04:00", Some(22 * 60), Decision::Install);
+        at("22:00-04:00", Some(12 * 60), closed("22:00-04:00"));
+        let unknown = Reason::WindowUnknown("02:00-04:00".into());
+        at("02:00-04:00", None, Decision::Wait(unknown));
+    }
+
+    #[test]
+    fn a_metered_link_carries_small_archives() {
+        let reason = Reason::Metered { archive_bytes: 40_000, limit_bytes: 39_999 };
+        check(|_, _, _, f| f.metered_bytes_max = Some(39_999), Decision::Wait(reason));
+        check(|_, _, _, f| f.metered_bytes_max = Some(40_000), Decision::Install);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub struct Entry {
     /// Reserved: staged shares. A device that cannot read them does not install.
     #[serde(default)]
     pub waves: Vec<Value>,
-    /// Reserved: maintenance window. A device that cannot read it does not install.
+    /// Maintenance window in UTC, as in `"22:00-04:00"`. A device that cannot read it does not install.
     #[serde(default)]
     pub window: Option<Value>,
     /// Seconds a trial must stay healthy. Read by trials, not by installing.

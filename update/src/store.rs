@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tractd_bundle::{Bundle, Digest, Limits, OpenError};
 
 use crate::download::Spent;
-use crate::fs::{self, Disk, FileSystem};
+use crate::fs::{self, Disk, FileSystem, Files};
 use crate::state::{Blocked, Floors, Installed, Loaded, Model, OnTrial, Release, State};
 use crate::trial::Stage;
 
@@ -179,7 +179,7 @@ impl Store {
         limits: &Limits,
     ) -> Result<Bundle, StoreError> {
         let name = name.to_owned();
-        match Bundle::open(&self.bundle_dir(&digest), limits) {
+        match Bundle::open_in(&Files(&*self.fs), &self.bundle_dir(&digest), limits) {
             Ok(bundle) if bundle.digest == digest => Ok(bundle),
             Ok(bundle) => Err(StoreError::Changed { name, version, expected: digest, found: bundle.digest }),
             Err(source) => Err(StoreError::Unreadable { name, version, source }),
@@ -333,17 +333,13 @@ impl Store {
         let kept: BTreeSet<PathBuf> = kept.map(|release| self.bundle_dir(&release.digest)).collect();
         for folder in ["bundles", "blobs", "staging"] {
             let folder = self.dir.join(folder);
-            let mut removed = false;
             for path in self.fs.list(&folder).map_err(io_at(&folder))? {
                 let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
                 if kept.contains(&path) || wanted.contains(stem) {
                     continue;
                 }
+                // Not synced: what a power cut brings back is removed next time.
                 fs::remove(&*self.fs, &path).map_err(io_at(&path))?;
-                removed = true;
-            }
-            if removed {
-                self.fs.sync_dir(&folder).map_err(io_at(&folder))?;
             }
         }
         Ok(())
@@ -387,10 +383,9 @@ impl Store {
         fs::sync_tree(&*self.fs, unpacked).map_err(io_at(unpacked))?;
         fs::remove(&*self.fs, &dir).map_err(io_at(&dir))?;
         self.fs.rename(unpacked, &dir).map_err(io_at(&dir))?;
-        for folder in ["bundles", "staging"] {
-            let folder = self.dir.join(folder);
-            self.fs.sync_dir(&folder).map_err(io_at(&folder))?;
-        }
+        // The name it had before may come back after a power cut, and is swept then.
+        let bundles = self.dir.join("bundles");
+        self.fs.sync_dir(&bundles).map_err(io_at(&bundles))?;
         Ok(dir)
     }
 

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use tractd_bundle::{Bundle, Digest, Limits, UnpackError, unpack};
+use tractd_bundle::{Bundle, Digest, Limits, UnpackError, unpack_in};
 
-use crate::clock;
+use crate::clock::{self, Now};
 use crate::device::Device;
 use crate::download::{Archive, DownloadError, download};
-use crate::fs;
+use crate::fs::{self, Files};
 use crate::policy::{self, Decision, Facts, Known, Reason};
 use crate::rollout::{Custom, DocumentError, Entry, Rollout, Target};
 use crate::source::{Access, FetchError, Source};
@@ -36,6 +36,8 @@ pub struct Config {
     pub runtime: String,
     /// How the registry is reached.
     pub access: Access,
+    /// Largest archive fetched, in bytes, where the link costs by the byte; larger ones wait for another link.
+    pub metered_bytes_max: Option<u64>,
 }
 
 impl Default for Config {
@@ -49,6 +51,7 @@ impl Default for Config {
             arch: std::env::consts::ARCH.to_owned(),
             runtime: env!("CARGO_PKG_VERSION").to_owned(),
             access: Access::default(),
+            metered_bytes_max: None,
         }
     }
 }
@@ -239,6 +242,11 @@ impl Updater {
         &mut self.store
     }
 
+    /// What may be spent, to be changed between two checks.
+    pub fn config_mut(&mut self) -> &mut Config {
+        &mut self.config
+    }
+
     /// The device.
     #[must_use]
     pub fn device(&self) -> &Device {
@@ -360,7 +368,7 @@ impl Updater {
             Some(Err(e)) => return Ok(Step::Refused(format!("what its team signed {e}"))),
             None => return Ok(Step::Refused("its team signed no description of it".into())),
         };
-        match self.decide(entry, &custom, &vouched)? {
+        match self.decide(entry, &custom, &vouched, check.session.now())? {
             Decision::Current => Ok(Step::Current),
             Decision::Wait(reason) => Ok(Step::Waiting(reason.to_string())),
             Decision::Refuse(Reason::Blocked(reason)) => Ok(Step::Blocked(reason)),
@@ -369,7 +377,13 @@ impl Updater {
         }
     }
 
-    fn decide(&self, entry: &Entry, custom: &Custom, vouched: &Vouched) -> Result<Decision, StoreError> {
+    fn decide(
+        &self,
+        entry: &Entry,
+        custom: &Custom,
+        vouched: &Vouched,
+        now: Now,
+    ) -> Result<Decision, StoreError> {
         let archive_bytes = vouched.archive.bytes;
         let (state, config) = (self.store.state(), &self.config);
         let active = self.store.sound(&entry.model)?.map(|(version, digest)| (version, digest.to_hex()));
@@ -390,6 +404,8 @@ impl Updater {
             free_bytes: self.store.free_bytes()?.saturating_sub(config.reserve_bytes),
             quota_bytes: config.quota_bytes.saturating_sub(self.store.used_bytes()?),
             archive_bytes_max: config.archive_bytes_max,
+            metered_bytes_max: config.metered_bytes_max,
+            minute: (!now.untrusted).then_some((now.unix_s / 60 % (24 * 60)) as u16),
         };
         Ok(policy::decide(entry, custom, archive_bytes, &known, &facts))
     }
@@ -442,7 +458,9 @@ impl Updater {
             Err(e) => return Ok(Err(Step::Refused(format!("{e}")))),
         };
         // There already: a step back, or a power cut between unpacking and proving.
-        if let Ok(bundle) = Bundle::open(&self.store.bundle_dir(&expected), &self.config.limits)
+        let files = self.store.fs().clone();
+        let files = Files(&*files);
+        if let Ok(bundle) = Bundle::open_in(&files, &self.store.bundle_dir(&expected), &self.config.limits)
             && bundle.digest == expected
         {
             return Ok(Ok(bundle));
@@ -455,7 +473,7 @@ impl Updater {
         let unpacked = self.store.unpacking(&archive.sha256);
         fs::remove(&**self.store.fs(), &unpacked).map_err(io_at(&unpacked))?;
         let file = self.store.fs().open(&blob).map_err(io_at(&blob))?;
-        let mut bundle = match unpack(file, &unpacked, &self.config.limits) {
+        let mut bundle = match unpack_in(&files, file, &unpacked, &self.config.limits) {
             Ok(bundle) => bundle,
             Err(UnpackError::Io { path, source }) => return Err(StoreError::Io { path, source }),
             // The bytes are the signed ones, so the next download would bring the same.

@@ -1,4 +1,4 @@
-//! `tractctl device provision` and `device show`.
+//! `tractctl device provision`, `show` and `reset`.
 
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
@@ -9,7 +9,7 @@ use tractd_update::{Device, Provisioned};
 use url::Url;
 
 use super::Failure;
-use crate::args::{DeviceProvision, DeviceShow};
+use crate::args::{DeviceProvision, DeviceReset, DeviceShow};
 use crate::at::default_state_dir;
 use crate::print::{out, render, table};
 
@@ -76,6 +76,7 @@ pub(crate) fn show(args: &DeviceShow) -> Result<(), Failure> {
         for (name, value) in fields {
             line[name] = value.into();
         }
+        line["moved"] = device.is_moved.into();
         return Ok(out(&line.to_string())?);
     }
     let mut rows = table(&[]);
@@ -83,7 +84,25 @@ pub(crate) fn show(args: &DeviceShow) -> Result<(), Failure> {
     for (name, value) in fields {
         rows.add_row([name, value]);
     }
+    if device.is_moved {
+        rows.add_row(["machine", "another one than it was provisioned on: a cloned card? Provision it anew"]);
+    }
     Ok(out(&render(rows, &[]))?)
+}
+
+/// Makes a device an unprovisioned one. The daemon takes it up when it starts next.
+pub(crate) fn reset(args: &DeviceReset) -> Result<(), Failure> {
+    let state = args.state.state.clone().unwrap_or_else(default_state_dir);
+    let was = Device::open(&state).ok().flatten().map(|device| device.node);
+    tractd_update::reset(&state)?;
+    if args.json {
+        return Ok(out(&json!({ "state": state, "was": was }).to_string())?);
+    }
+    let line = match was {
+        Some(node) => format!("{node} is no longer provisioned (state: {}); restart tractd", state.display()),
+        None => format!("{} was not provisioned", state.display()),
+    };
+    Ok(out(&line)?)
 }
 
 /// An address, or the path of a folder on this machine.

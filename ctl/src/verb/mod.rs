@@ -62,6 +62,7 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Rollout(Rollout::Status(args)) => rollout::status(&args),
         Verb::Device(Device::Provision(args)) => device::provision(&args),
         Verb::Device(Device::Show(args)) => device::show(&args),
+        Verb::Device(Device::Reset(args)) => device::reset(&args),
         Verb::Update(Update::Check(ask)) => see::check_updates(&ask),
         Verb::Bench(verb) => bench::bench(&verb),
     }

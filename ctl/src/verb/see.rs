@@ -108,6 +108,12 @@ fn status_report(status: &Value) -> String {
     fact("requests", format!("{} ({})", status["requests"], replies(&status["replies"])));
     fact("updates", updates(&status["update"]));
     let mut report = vec![render(facts, &[])];
+    for warning in list(&status["update"]["warnings"]) {
+        report.push(format!("warning: {}", warning.as_str().unwrap_or_default()));
+    }
+    for (model, update) in status["update"]["models"].as_object().into_iter().flatten() {
+        report.extend(model_update(model, update));
+    }
 
     let models = list(&status["models"]);
     if !models.is_empty() {
@@ -154,6 +160,18 @@ fn updates(update: &Value) -> String {
         text(update, "group"),
         text(update, "phase")
     )
+}
+
+/// What there is to say of a model's latest version; of one that is committed, nothing.
+fn model_update(model: &str, update: &Value) -> Option<String> {
+    let state = text(update, "state");
+    if state == "committed" {
+        return None;
+    }
+    let stage = update["stage"].as_str().filter(|_| state == "trial").map(|stage| format!(" ({stage})"));
+    let reason = update["reason"].as_str().map(|reason| format!(": {reason}"));
+    let (stage, reason) = (stage.unwrap_or_default(), reason.unwrap_or_default());
+    Some(format!("{model} {}: {state}{stage}{reason}", update["version"]))
 }
 
 fn replies(counts: &Value) -> String {
@@ -216,6 +234,17 @@ mod tests {
              broken is failed: the graph has no input"
         );
         assert!(model_table(&json!({ "models": [] })).starts_with("no models; put one into"));
+    }
+
+    #[test]
+    fn a_version_on_its_way_is_told_with_its_stage_and_reason() {
+        let told = |update| model_update("m", &update);
+        assert_eq!(told(json!({ "version": 2, "state": "committed" })), None);
+        let trial = json!({ "version": 2, "state": "trial", "stage": "canary" });
+        assert_eq!(told(trial).unwrap(), "m 2: trial (canary)");
+        let back =
+            json!({ "version": 2, "state": "rolled-back", "stage": "all", "reason": "trial (all): x" });
+        assert_eq!(told(back).unwrap(), "m 2: rolled-back: trial (all): x");
     }
 
     #[test]

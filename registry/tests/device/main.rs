@@ -4,11 +4,13 @@
 
 mod attacks;
 mod clock;
+mod cuts;
 mod faulty;
 mod lifecycle;
 mod power;
 mod publisher;
 mod second_client;
+mod sim;
 mod staging;
 mod stolen;
 mod support;

@@ -1,5 +1,5 @@
 //! The process dies at every operation on the disk in turn; half of a write that was under way gets through.
-//! What a disk loses of un-synced writes is not simulated here.
+//! What a disk loses of un-synced writes is in `cuts`.
 
 use std::fmt::Debug;
 use std::io::{self, Read, Write};

@@ -255,7 +255,7 @@ impl Attacker {
         self.repin();
     }
 
-    fn sign(&self, key: &str, signed: &Value) -> Value {
+    pub(crate) fn sign(&self, key: &str, signed: &Value) -> Value {
         let identity = age::scrypt::Identity::new(PASSPHRASE.to_owned().into());
         let pkcs8 =
             age::decrypt(&identity, &fs::read(self.keys.join(format!("{key}.age"))).unwrap()).unwrap();

@@ -11,5 +11,6 @@ mod path;
 mod publisher;
 mod roads;
 mod tool;
+mod trials;
 mod trust;
 mod unit;

@@ -1,0 +1,387 @@
+//! Power cuts: after every operation of an update, a rollback, a collection and a key rotation, every loss the rules
+//! allow. Then the same with one safeguard taken out each, which must be noticed: a check that notices nothing
+//! proves nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tractd_bundle::Limits;
+use tractd_registry::Publish;
+use tractd_update::fs::{self, FileSystem};
+use tractd_update::trial::Stage;
+use tractd_update::{Event, Store};
+
+use crate::sim::{Image, Mutation, Sim, Trouble};
+use crate::support::{World, check_with};
+
+/// States checked at most for one story, far above what any makes: an accident must not run for hours.
+const STATES_MAX: usize = 60_000;
+/// Every so many states, a whole check by the next process follows, down to the signatures.
+const FOLLOWED: usize = 12;
+
+/// What happened, and after how many operations.
+#[derive(Default)]
+struct Story {
+    /// The versions that may be active, before and after.
+    old: Option<u64>,
+    new: Option<u64>,
+    /// The new one is acknowledged.
+    committed: Option<usize>,
+    /// The bundle is proven: it is not fetched again.
+    proving: Option<usize>,
+    /// The floors of the new metadata are acknowledged.
+    floors: Option<usize>,
+    /// Whether another check leads to `new`.
+    follow: bool,
+}
+
+struct Slot {
+    sequence: u64,
+    state: Value,
+}
+
+/// The state slots of a disk; an error when one is damaged.
+fn slots(world: &World, sim: &Sim) -> Result<Vec<Slot>, String> {
+    let mut slots = Vec::new();
+    for name in ["store/state.a.json", "store/state.b.json"] {
+        let bytes = fs::read(sim, &world.state().join(name), 1 << 20).map_err(|e| e.to_string())?;
+        let Some(bytes) = bytes else { continue };
+        let slot: Value = serde_json::from_slice(&bytes).map_err(|e| format!("{name} is damaged: {e}"))?;
+        let state = slot["state"].clone();
+        slots.push(Slot { sequence: state["sequence"].as_u64().unwrap_or(0), state });
+    }
+    slots.sort_by_key(|slot| slot.sequence);
+    Ok(slots)
+}
+
+fn floor(slot: &Slot, of: &str) -> u64 {
+    let floor = &slot.state["floors"][of];
+    floor.as_u64().or(floor["version"].as_u64()).unwrap_or(0)
+}
+
+/// What the next process finds; an error says which promise is broken.
+fn recovered(world: &World, story: &Story, base: &Sim, image: &Image, ops: usize) -> Result<(), String> {
+    let sim = Sim::from_image(image).with(base.mutation());
+    let mut store =
+        Store::open_on(Arc::new(sim.clone()), &world.state()).map_err(|e| format!("no store: {e}"))?;
+    let active = store.installed("digits").map(|installed| installed.version);
+    let after = |mark: Option<usize>| mark.is_some_and(|mark| ops >= mark);
+    if active != story.new && (after(story.committed) || active != story.old) {
+        return Err(format!("{active:?} is active, not {:?} or {:?}", story.old, story.new));
+    }
+    if active.is_some() {
+        store.bundle("digits", &Limits::default()).map_err(|e| format!("the active files: {e}"))?;
+    }
+    if store.installed("digits").is_some_and(|installed| installed.previous.is_some()) {
+        store.previous_bundle("digits", &Limits::default()).map_err(|e| format!("the way back: {e}"))?;
+    }
+    let found = slots(world, &sim)?;
+    let before = slots(world, base)?;
+    if let (Some(found), Some(before)) = (found.last(), before.last()) {
+        for of in ["root", "timestamp", "snapshot", "time_s"] {
+            let same_keys = found.state["floors"][of]["keys"] == before.state["floors"][of]["keys"];
+            if same_keys && floor(found, of) < floor(before, of) {
+                return Err(format!("the floor of {of} fell"));
+            }
+        }
+        let version = |slot: &Slot| slot.state["models"]["digits"]["version_floor"].as_u64();
+        if version(found) < version(before) {
+            return Err("the version floor fell".into());
+        }
+        if after(story.floors) && floor(found, "snapshot") == floor(before, "snapshot") {
+            return Err("the new floors were acknowledged and are gone".into());
+        }
+        let attempts = found.state["attempts"].as_array().map_or(0, Vec::len);
+        if after(story.proving) && attempts == before.state["attempts"].as_array().map_or(0, Vec::len) {
+            return Err("the try was not counted before it".into());
+        }
+        metadata_is_whole(world, &sim, floor(found, "root"))?;
+    }
+    Ok(())
+}
+
+/// Every cached role is one, and the chain of roots reaches as far as the floor says.
+fn metadata_is_whole(world: &World, sim: &Sim, root: u64) -> Result<(), String> {
+    let mut pending = vec![world.state().join("tuf")];
+    let mut roots = 1;
+    while let Some(dir) = pending.pop() {
+        for path in sim.list(&dir).map_err(|e| e.to_string())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if sim.meta(&path).map_err(|e| e.to_string())?.is_some_and(|meta| meta.is_dir) {
+                pending.push(path);
+            } else if name.ends_with(".json") {
+                let bytes = fs::read(sim, &path, 1 << 20).map_err(|e| e.to_string())?.unwrap_or_default();
+                let role: Value =
+                    serde_json::from_slice(&bytes).map_err(|e| format!("{name} is damaged: {e}"))?;
+                if dir.ends_with("root_history") {
+                    roots = roots.max(role["signed"]["version"].as_u64().unwrap_or(0));
+                }
+            }
+        }
+    }
+    if roots < root { Err(format!("root {root} is the floor, {roots} the newest kept")) } else { Ok(()) }
+}
+
+/// Tries every state; the first broken promise, and how many states there were.
+fn enumerate(world: &World, story: &Story, sim: &Sim, base: &Sim) -> (usize, Option<String>) {
+    let mut states = 0;
+    for ops in 0..=sim.len() {
+        for image in sim.images_after(ops) {
+            states += 1;
+            assert!(states <= STATES_MAX, "more than {STATES_MAX} states");
+            let mut result = recovered(world, story, base, &image, ops);
+            if result.is_ok() && story.follow && states % FOLLOWED == 0 {
+                result = followed(world, story, &image, ops);
+            }
+            if let Err(broken) = result {
+                return (states, Some(format!("after {ops} operations: {broken}")));
+            }
+        }
+    }
+    (states, None)
+}
+
+/// Another check comes through from there, and does not fetch what was proven.
+fn followed(world: &World, story: &Story, image: &Image, ops: usize) -> Result<(), String> {
+    let sim = Sim::from_image(image);
+    let mut updater = world.updater_on(Arc::new(sim));
+    let (outcome, events) = check_with(&mut updater, world.now, &mut |_| Ok(()));
+    let outcome = outcome.map_err(|e| format!("the next check: {e}"))?;
+    if !(outcome.failed.is_empty() && outcome.refused.is_empty()) {
+        return Err(format!("the next check: {outcome:?}"));
+    }
+    let fetched = events.iter().any(|event| matches!(event, Event::Downloading { .. }));
+    if fetched && story.proving.is_some_and(|proving| ops >= proving) {
+        return Err("what was proven is fetched again".into());
+    }
+    let active = updater.store().installed("digits").map(|installed| installed.version);
+    if active != story.new {
+        return Err(format!("the next check leads to {active:?}"));
+    }
+    Ok(())
+}
+
+/// Runs a check on a simulated disk with what the device has.
+fn check_story(world: &World, sim: &Sim, old: Option<u64>, new: Option<u64>) -> Story {
+    let mut story = Story { old, new, follow: true, ..Story::default() };
+    let mark = AtomicUsize::new(0);
+    let mut updater = world.updater_on(Arc::new(sim.clone()));
+    let mut events = Vec::new();
+    let mut prove = |_: &tractd_bundle::Bundle| {
+        mark.store(sim.len(), Ordering::Relaxed);
+        Ok(())
+    };
+    let outcome = updater.check(world.now, &mut prove, &mut |event| events.push((sim.len(), event))).unwrap();
+    assert!(outcome.failed.is_empty() && outcome.refused.is_empty(), "{outcome:?}");
+    let at = |wanted: fn(&Event) -> bool| events.iter().find(|(_, event)| wanted(event)).map(|(at, _)| *at);
+    story.committed = at(|event| matches!(event, Event::Activated { .. }));
+    story.floors = at(|event| matches!(event, Event::Found { .. }));
+    story.proving = Some(mark.into_inner()).filter(|at| *at > 0);
+    story
+}
+
+type Tale = fn(&World, &Sim) -> Story;
+
+/// A device as it is, and what then happens to it.
+fn tell(world: &World, tale: Tale, mutation: Option<Mutation>) -> (usize, Option<String>) {
+    let base = Sim::copy_of(world.tmp.path().join("state").as_path()).with(mutation);
+    let sim = base.fork();
+    let story = tale(world, &sim);
+    enumerate(world, &story, &sim, &base)
+}
+
+fn holds(name: &str, world: &World, tale: Tale) -> usize {
+    let (states, broken) = tell(world, tale, None);
+    println!("{name}: {states} states (at most {STATES_MAX} allowed)");
+    assert_eq!(broken, None, "{name}");
+    states
+}
+
+fn is_noticed(world: &World, tale: Tale, mutation: Mutation) {
+    let (states, broken) = tell(world, tale, Some(mutation));
+    let broken = broken.unwrap_or_else(|| panic!("{mutation:?} was not noticed in {states} states"));
+    println!("{mutation:?} noticed at state {states}: {broken}");
+}
+
+fn update(world: &World, sim: &Sim) -> Story {
+    check_story(world, sim, Some(1), Some(2))
+}
+
+fn first_install(world: &World, sim: &Sim) -> Story {
+    check_story(world, sim, None, Some(1))
+}
+
+fn third_version(world: &World, sim: &Sim) -> Story {
+    check_story(world, sim, Some(2), Some(3))
+}
+
+fn new_keys_alone(world: &World, sim: &Sim) -> Story {
+    check_story(world, sim, Some(1), Some(1))
+}
+
+/// The trial of version 2 goes on a stage, and then version 2 is taken back.
+fn rollback(world: &World, sim: &Sim) -> Story {
+    let mut store = Store::open_on(Arc::new(sim.clone()), &world.state()).unwrap();
+    store.enter_stage("digits", Stage::Canary).unwrap();
+    store.revert("digits", "bad").unwrap();
+    Story { old: Some(2), new: Some(1), committed: Some(sim.len()), ..Story::default() }
+}
+
+/// The trial of version 2 ends well.
+fn commit(world: &World, sim: &Sim) -> Story {
+    let mut store = Store::open_on(Arc::new(sim.clone()), &world.state()).unwrap();
+    store.count_start("digits").unwrap();
+    store.settle("digits").unwrap();
+    Story { old: Some(2), new: Some(2), committed: Some(sim.len()), ..Story::default() }
+}
+
+fn updating() -> World {
+    let mut world = World::with_digits();
+    world.publish(2);
+    world
+}
+
+fn on_trial() -> World {
+    let mut world = World::with_digits();
+    world.add(2);
+    world.registry.publish(&Publish::new("digits", 2, "lab"), world.now).unwrap();
+    world.activate();
+    world
+}
+
+/// Root 2 hands the timestamp to another key.
+fn rotating() -> World {
+    let world = World::with_digits();
+    let attacker = world.attacker();
+    let mut root = attacker.read("1.root.json");
+    root["signed"]["version"] = json!(2);
+    root["signed"]["roles"]["timestamp"]["keyids"] = root["signed"]["roles"]["snapshot"]["keyids"].clone();
+    root["signatures"] =
+        json!([attacker.sign("root-1", &root["signed"]), attacker.sign("root-2", &root["signed"])]);
+    std::fs::write(world.metadata("2.root.json"), root.to_string()).unwrap();
+    attacker.forge("timestamp.json", Some("snapshot"), |timestamp| {
+        timestamp["version"] = json!(timestamp["version"].as_u64().unwrap() + 1);
+    });
+    world
+}
+
+#[test]
+fn a_cut_leaves_exactly_the_old_or_the_new_version_and_no_floor_lower() {
+    let mut states = 0;
+    let mut first = World::new();
+    first.publish(1);
+    states += holds("first install", &first, first_install);
+    states += holds("update", &updating(), update);
+    let mut third = updating();
+    third.activate();
+    third.publish(3);
+    states += holds("update with a collection", &third, third_version);
+    states += holds("key rotation", &rotating(), new_keys_alone);
+    states += holds("rollback", &on_trial(), rollback);
+    states += holds("end of a trial", &on_trial(), commit);
+    println!("{states} states in all");
+    assert!(states > 3_000, "{states}");
+}
+
+macro_rules! noticed {
+    ($($name:ident: $world:expr, $tale:expr, $mutation:expr;)*) => {
+        mod without {
+            use super::*;
+            $(
+                #[test]
+                fn $name() {
+                    is_noticed(&$world, $tale, $mutation);
+                }
+            )*
+        }
+    };
+}
+
+noticed! {
+    the_sync_of_a_state_slot: updating(), update, Mutation::NoFileSync("store/state.");
+    the_sync_of_the_folder_of_the_state: updating(), update, Mutation::NoDirSync("/store");
+    the_rename_of_a_state_slot: updating(), update, Mutation::CopyForRename("store/state.");
+    the_sync_of_a_slot_in_a_rollback: on_trial(), rollback, Mutation::NoFileSync("store/state.");
+    the_sync_of_the_folder_in_a_rollback: on_trial(), rollback, Mutation::NoDirSync("/store");
+    the_sync_of_the_stores_own_folder: { let mut w = World::new(); w.publish(1); w }, first_install, Mutation::NoDirSync("/state");
+    the_sync_of_unpacked_files: updating(), update, Mutation::NoFileSync(".dir/");
+    the_sync_of_the_unpacked_folder: updating(), update, Mutation::NoDirSync(".dir");
+    the_sync_of_the_folder_of_bundles: updating(), update, Mutation::NoDirSync("/bundles");
+    the_sync_of_cached_metadata: rotating(), new_keys_alone, Mutation::NoFileSync("/tuf/");
+    the_sync_of_the_folder_of_metadata: rotating(), new_keys_alone, Mutation::NoDirSync("/root_history");
+    the_rename_of_cached_metadata: rotating(), new_keys_alone, Mutation::CopyForRename("/tuf/");
+}
+
+/// A bad block turns one digit of the newest slot into another: with the checksum the slot before counts, without
+/// it the device believes what nobody wrote.
+#[test]
+fn a_flipped_digit_is_noticed_by_the_checksum_and_by_nothing_else() {
+    let world = updating();
+    world.activate();
+    let wrong = |mutation| {
+        let sim = Sim::copy_of(&world.state()).with(mutation);
+        let newest = slots(&world, &sim).unwrap().last().unwrap().sequence;
+        let name = if newest.is_multiple_of(2) { "store/state.a.json" } else { "store/state.b.json" };
+        let path = world.state().join(name);
+        let text = String::from_utf8(fs::read(&sim, &path, 1 << 20).unwrap().unwrap()).unwrap();
+        let flipped = text.replace("\"active\":{\"version\":2", "\"active\":{\"version\":6");
+        assert_ne!(text, flipped);
+        sim.create(&path).unwrap().write_all(flipped.as_bytes()).unwrap();
+        let store = Store::open_on(Arc::new(sim), &world.state()).unwrap();
+        store.installed("digits").unwrap().version
+    };
+    assert!([1, 2].contains(&wrong(None)));
+    assert_eq!(wrong(Some(Mutation::NoCrc("store/state."))), 6);
+}
+
+/// Each change of the disk fails in turn, once or from then on, in three ways. The process lives; the device has the
+/// old or the new version, and the next check, on a disk that works again, comes through.
+#[test]
+fn a_full_or_broken_disk_at_any_write_costs_a_check_and_nothing_else() {
+    let world = updating();
+    let base = Sim::copy_of(&world.state());
+    let whole = base.fork();
+    let story = update(&world, &whole);
+    let mut failures = 0;
+    for trouble in [
+        Trouble::Error(std::io::ErrorKind::StorageFull),
+        Trouble::Error(std::io::ErrorKind::Other),
+        Trouble::Short,
+    ] {
+        for at in 0..whole.steps() {
+            for count in [1, usize::MAX - at] {
+                let sim = base.fork().in_trouble(at, count, trouble);
+                // Opening the store may fail, too: then nothing was changed.
+                if let Ok(store) = Store::open_on(Arc::new(sim.clone()), &world.state()) {
+                    drop(store);
+                    let _ =
+                        check_with(&mut world.updater_on(Arc::new(sim.clone())), world.now, &mut |_| Ok(()));
+                }
+                let image = sim.image();
+                let place = format!("{trouble:?} at change {at}");
+                let lax = Story { old: story.old, new: story.new, follow: true, ..Story::default() };
+                recovered(&world, &lax, &base, &image, 0)
+                    .unwrap_or_else(|broken| panic!("{place}: {broken}"));
+                followed(&world, &lax, &image, 0).unwrap_or_else(|broken| panic!("{place}: {broken}"));
+                failures += 1;
+            }
+        }
+    }
+    println!("{failures} failures");
+    assert!(failures > 100, "{failures}");
+}
+
+#[test]
+fn a_thousand_checks_without_news_write_nothing() {
+    let world = World::with_digits();
+    world.check().unwrap();
+    let sim = Sim::copy_of(&world.state());
+    let mut updater = world.updater_on(Arc::new(sim.clone()));
+    let before = sim.steps();
+    for _ in 0..1000 {
+        let outcome = check_with(&mut updater, world.now, &mut |_| panic!("no proof is due")).0.unwrap();
+        assert_eq!(outcome.activated, vec![]);
+    }
+    assert_eq!(sim.steps() - before, 0);
+}
