@@ -120,6 +120,12 @@ pub struct Update {
     pub enabled: bool,
     /// Time between two checks, in seconds, spread by ±10 %. Default: 3,600.
     pub interval_s: u64,
+    /// Addresses with the same files, asked in this order while the registry does not answer; at most 8. They need
+    /// no trust. Read at the start. Default: none.
+    pub mirrors: Vec<url::Url>,
+    /// PEM file of the only authorities whose certificates count for an `https` registry. Read at the start.
+    /// Default: those the system trusts.
+    pub ca_file: Option<PathBuf>,
     /// How many times the latency of the version before a new one may take. Default: 3.
     pub slower_max: f64,
     /// How many times the memory of the version before a new one may take, beside 8 MiB. Default: 1.5.
@@ -189,6 +195,8 @@ impl Default for Update {
         Update {
             enabled: true,
             interval_s: 3_600,
+            mirrors: Vec::new(),
+            ca_file: None,
             metered_bytes_max: None,
             slower_max: 3.0,
             larger_max: 1.5,
@@ -374,6 +382,14 @@ mod tests {
         let read = parse(&config.to_toml()).unwrap();
         assert_eq!(read.config, config);
         assert_eq!(read.unknown, Vec::<String>::new());
+    }
+
+    #[test]
+    fn mirrors_and_authorities_of_the_registry_are_read() {
+        let text = "[update]\nmirrors = [\"https://m.example/r\"]\nca_file = \"/etc/ca.pem\"\n";
+        let update = parse(text).unwrap().config.update;
+        assert_eq!(update.mirrors[0].as_str(), "https://m.example/r");
+        assert_eq!(update.ca_file, Some("/etc/ca.pem".into()));
     }
 
     #[test]

@@ -20,7 +20,8 @@ use std::{
 use tractd_bundle::{Bundle, Digest, Limits};
 use tractd_engine::proof::Refusal;
 use tractd_update::{
-    Config, Device, Event, Installed, Outcome, Store, StoreError, Unproven, Updater,
+    Config, Device, Event, Installed, Outcome, Roots, Store, StoreError, Unproven, Updater,
+    source::Access,
     trial::{Fault, Rules, STARTS_MAX, Stage, Step, slower},
 };
 
@@ -231,7 +232,8 @@ impl Updates {
             drop(status);
             let store = Store::open(&self.state_dir).map_err(|error| error.to_string())?;
             let memory_bytes = Some(self.floor.limits.memory_bytes);
-            Ok(Some(Updater::new(device, store, Config { memory_bytes, ..Config::default() })))
+            let config = Config { memory_bytes, access: self.access(), ..Config::default() };
+            Ok(Some(Updater::new(device, store, config)))
         });
         let mut status = self.board.status();
         status.enabled = self.config.enabled;
@@ -243,6 +245,19 @@ impl Updates {
             status.error = Some(error);
             None
         })
+    }
+
+    /// How the registry is reached. Without a file that should be there nobody is believed, and models keep serving.
+    fn access(&self) -> Access {
+        let roots = self.config.ca_file.as_ref().map(|path| {
+            let pem = std::fs::read(path).unwrap_or_else(|error| {
+                log::error!("update.ca_file {}: {error}", path.display());
+                Vec::new()
+            });
+            Roots::Pem(pem)
+        });
+        let (roots, mirrors) = (roots.unwrap_or_default(), self.config.mirrors.clone());
+        Access { roots, mirrors, ..Access::default() }
     }
 
     /// Takes up what an earlier process left: what it refused, and trials, whose start is counted before anything

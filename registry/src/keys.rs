@@ -352,7 +352,7 @@ mod tests {
         let mut folder = folder(here.path());
         folder.import(&made).unwrap();
         folder.import(&made).unwrap();
-        assert_eq!(folder.list(), [made.clone()]);
+        assert_eq!(folder.list(), std::slice::from_ref(&made));
         let other = KeyInfo { name: "other".into(), ..made.clone() };
         assert!(matches!(folder.import(&other), Err(KeyError::Exists(_))));
         for (name, public) in

@@ -279,7 +279,6 @@ pub(crate) struct RegistrySign {
     /// Staged files, VERSION.ROLE.json
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,
-    /// Folder of encrypted keys
     #[command(flatten)]
     pub(crate) keys: Keys,
     /// Only show what would be signed

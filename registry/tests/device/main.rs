@@ -14,3 +14,4 @@ mod sim;
 mod staging;
 mod stolen;
 mod support;
+mod threats;

@@ -6,7 +6,7 @@ use std::env;
 use std::process::Command;
 use std::time::SystemTime;
 
-use tractd_registry::{Publish, Server};
+use tractd_registry::{Action, Publish, Rotate, Server};
 
 use crate::support::{World, archive};
 
@@ -54,6 +54,17 @@ fn python_tuf_accepts_the_repository_through_every_kind_of_change() {
     let sizes = fetch(&["rollout/lab.json", one, "models/audio/words/words-1.tractd.tar.zst"]);
     let length = std::fs::metadata(words).unwrap().len();
     assert_eq!(sizes.lines().last().unwrap(), format!("models/audio/words/words-1.tractd.tar.zst {length}"));
+
+    for role in ["timestamp", "snapshot", "targets", "rollout", "team-vision", "root"] {
+        world.registry.rotate(&Rotate::new(role), world.now).unwrap();
+        assert_eq!(fetch(&["rollout/lab.json", one]).lines().count(), 2, "{role}");
+    }
+    world.registry.revoke("root-6", world.now).unwrap();
+    world.registry.steer("lab", "words", Action::Pause, world.now).unwrap();
+    fetch(&["rollout/lab.json", one]);
+    // And from the first root again, without what it kept: the whole chain at once.
+    std::fs::remove_dir_all(&client).unwrap();
+    fetch(&["rollout/lab.json", one, "models/audio/words/words-1.tractd.tar.zst"]);
 }
 
 /// The pinned root, fetched once.

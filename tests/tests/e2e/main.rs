@@ -8,6 +8,7 @@ mod inputs;
 mod lives;
 mod loads;
 mod path;
+mod publisher;
 mod roads;
 mod tool;
 mod trials;
