@@ -225,10 +225,11 @@ impl Shell<'_> {
         let counters = self.observer.socket.clone();
         let mut sockets =
             tokio::spawn(socket::serve(bound, desk, counters, settings.subscribe(), drains, closes.clone()));
+        let reloads = settings.subscribe();
         let mqtt = self.config.mqtt.enabled.then(|| {
             let settings = self.config.mqtt.settings(&self.node).map_err(anyhow::Error::msg)?;
             let (node, observer) = (self.node.clone(), self.observer.clone());
-            anyhow::Ok(tokio::spawn(mqtt::run(settings, node, intake, observer, closes)))
+            anyhow::Ok(tokio::spawn(mqtt::run(settings, node, intake, observer, reloads, closes)))
         });
         let mqtt = mqtt.transpose()?;
 

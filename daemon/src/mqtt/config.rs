@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tractd_wire::Name;
 use tractd_wire::topic::Prefix;
 use url::Url;
+
+use super::tls;
 
 /// rumqttc panics below this on MQTT 5, and nothing is gained by more frequent pings.
 const KEEP_ALIVE_S_MIN: u16 = 5;
@@ -31,7 +34,7 @@ const CLIENT_ID_LEN_MAX: usize = 128;
 pub struct Config {
     /// Whether to connect to a broker at all. Default true: an absent broker costs one log line.
     pub enabled: bool,
-    /// `mqtt://host[:1883]`, or `mqtt+unix:///path/of/socket`. Default `mqtt://127.0.0.1:1883`.
+    /// `mqtt://host[:1883]`, `mqtts://host[:8883]` with TLS, or `mqtt+unix:///path/of/socket`. Default `mqtt://127.0.0.1:1883`.
     pub url: String,
     /// Protocol version: 5, or 4 for MQTT 3.1.1. Default 5.
     pub version: u8,
@@ -44,8 +47,21 @@ pub struct Config {
     /// File holding the password, read anew at every connect. Default none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
+    /// PEM file of who may have signed the broker's certificate. Default: the system's authorities. This file and the next
+    /// two are read anew at every connect, and when they are replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of our own certificate and its chain. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of that certificate's key. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
     /// What all topics start with. Default `tractd/v1`.
     pub prefix: String,
+    /// Group whose requests for any node (`_any`) this one takes its share of. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_group: Option<String>,
     /// Seconds between pings, 5 to 3600. A broker silent for twice as long is given up. Default 30.
     pub keep_alive_s: u16,
     /// Seconds the broker keeps our unanswered requests after a loss (MQTT 5). Default 3600.
@@ -75,7 +91,11 @@ impl Default for Config {
             client_id: None,
             username: None,
             password_file: None,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
             prefix: "tractd/v1".to_owned(),
+            share_group: None,
             keep_alive_s: 30,
             session_expiry_s: 3600,
             queue: 16,
@@ -101,15 +121,25 @@ pub(super) enum Version {
 /// Where the broker is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address {
-    Tcp { host: String, port: u16 },
+    Tcp { host: String, port: u16, tls: Option<tls::Files> },
     Unix { path: String },
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Tcp { host, port, .. } => write!(f, "{host}:{port}"),
             Address::Unix { path } => f.write_str(path),
+        }
+    }
+}
+
+impl Address {
+    /// The files of TLS, where it is spoken.
+    pub(super) fn tls(&self) -> Option<&tls::Files> {
+        match self {
+            Address::Tcp { tls, .. } => tls.as_ref(),
+            Address::Unix { .. } => None,
         }
     }
 }
@@ -123,6 +153,7 @@ pub struct Settings {
     pub(super) username: Option<String>,
     pub(super) password_file: Option<PathBuf>,
     pub(super) prefix: String,
+    pub(super) share_group: Option<String>,
     pub(super) keep_alive: Duration,
     pub(super) session_expiry_s: u32,
     pub(super) queue: u16,
@@ -141,6 +172,45 @@ impl Config {
     /// A sentence that names the option.
     pub fn check(&self) -> Result<(), String> {
         self.settings("node").map(drop)
+    }
+
+    fn address(&self) -> Result<Address, String> {
+        let text = &self.url;
+        let url = Url::parse(text).map_err(|error| format!("mqtt.url {text:?}: {error}"))?;
+        // A password in a URL ends up in logs and in the printed configuration.
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("mqtt.url: credentials belong in username and password_file".to_owned());
+        }
+        let encrypted = url.scheme() == "mqtts";
+        let files = self.tls()?;
+        if !encrypted && files != tls::Files::default() {
+            return Err("mqtt.ca_file, cert_file and key_file need a url with mqtts://".to_owned());
+        }
+        match url.scheme() {
+            "mqtt" | "tcp" | "mqtts" => match url.host_str() {
+                Some(host) if encrypted && host.starts_with('[') => {
+                    Err(format!("mqtt.url {text:?}: with TLS the broker needs a name or an IPv4 address"))
+                }
+                Some(host) if !host.is_empty() => {
+                    let port = url.port().unwrap_or(if encrypted { 8883 } else { 1883 });
+                    Ok(Address::Tcp { host: host.to_owned(), port, tls: encrypted.then_some(files) })
+                }
+                _ => Err(format!("mqtt.url {text:?} names no host")),
+            },
+            "mqtt+unix" if url.path().len() > 1 => Ok(Address::Unix { path: url.path().to_owned() }),
+            _ => Err(format!(
+                "mqtt.url {text:?} is none of mqtt://host[:port], mqtts:// and mqtt+unix:///path"
+            )),
+        }
+    }
+
+    fn tls(&self) -> Result<tls::Files, String> {
+        let client = match (&self.cert_file, &self.key_file) {
+            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+            (None, None) => None,
+            _ => return Err("mqtt.cert_file and mqtt.key_file need each other".to_owned()),
+        };
+        Ok(tls::Files { ca: self.ca_file.clone(), client })
     }
 
     /// The checked section; `node` names this device in the default client id.
@@ -167,12 +237,13 @@ impl Config {
             within("metrics_interval_s", self.metrics_interval_s, METRICS_INTERVAL_S_MIN, 86_400)?;
         }
         Ok(Settings {
-            address: address(&self.url)?,
+            address: self.address()?,
             version: version(self.version)?,
             client_id: client_id(self.client_id.as_deref(), node)?,
             username: self.username.clone(),
             password_file: self.password_file.clone(),
             prefix: prefix(&self.prefix)?,
+            share_group: self.share_group.as_deref().map(group).transpose()?,
             keep_alive: Duration::from_secs(self.keep_alive_s.into()),
             session_expiry_s: self.session_expiry_s,
             queue: self.queue,
@@ -205,29 +276,17 @@ fn version(number: u8) -> Result<Version, String> {
     }
 }
 
-fn address(text: &str) -> Result<Address, String> {
-    let url = Url::parse(text).map_err(|error| format!("mqtt.url {text:?}: {error}"))?;
-    // A password in a URL ends up in logs and in the printed configuration.
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("mqtt.url: credentials belong in username and password_file".to_owned());
-    }
-    match url.scheme() {
-        "mqtt" | "tcp" => match url.host_str() {
-            Some(host) if !host.is_empty() => {
-                Ok(Address::Tcp { host: host.to_owned(), port: url.port().unwrap_or(1883) })
-            }
-            _ => Err(format!("mqtt.url {text:?} names no host")),
-        },
-        "mqtt+unix" if url.path().len() > 1 => Ok(Address::Unix { path: url.path().to_owned() }),
-        "mqtts" => Err("mqtt.url: mqtts:// is not supported by this version".to_owned()),
-        _ => Err(format!("mqtt.url {text:?} is neither mqtt://host[:port] nor mqtt+unix:///path")),
-    }
-}
-
 fn prefix(text: &str) -> Result<String, String> {
     match Prefix::parse(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(format!("mqtt.prefix {text:?}: {error}")),
+    }
+}
+
+fn group(text: &str) -> Result<String, String> {
+    match Name::parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("mqtt.share_group {text:?}: {error}")),
     }
 }
 
@@ -254,7 +313,7 @@ mod tests {
     #[test]
     fn nothing_written_is_a_local_broker_on_version_5() {
         let settings = settings("").unwrap();
-        assert_eq!(settings.address, Address::Tcp { host: "127.0.0.1".to_owned(), port: 1883 });
+        assert_eq!(settings.address, Address::Tcp { host: "127.0.0.1".to_owned(), port: 1883, tls: None });
         assert_eq!(settings.version, Version::V5);
         assert_eq!(settings.client_id, "tractd-pi-7");
         assert_eq!(settings.keep_alive, Duration::from_secs(30));
@@ -271,6 +330,7 @@ mod tests {
             username = "edge"
             password_file = "/run/credentials/mqtt"
             prefix = "plant"
+            share_group = "line"
             keep_alive_s = 5
             session_expiry_s = 60
             queue = 4
@@ -284,12 +344,13 @@ mod tests {
         )
         .unwrap();
         let expected = Settings {
-            address: Address::Tcp { host: "[::1]".to_owned(), port: 1884 },
+            address: Address::Tcp { host: "[::1]".to_owned(), port: 1884, tls: None },
             version: Version::V4,
             client_id: "line-3".to_owned(),
             username: Some("edge".to_owned()),
             password_file: Some("/run/credentials/mqtt".into()),
             prefix: "plant".to_owned(),
+            share_group: Some("line".to_owned()),
             keep_alive: Duration::from_secs(5),
             session_expiry_s: 60,
             queue: 4,
@@ -312,20 +373,37 @@ mod tests {
         refused("queue = 0", "mqtt.queue 0 is outside 1 to 1024");
         refused("max_request_bytes = 16777216", "mqtt.max_request_bytes 16777216 is outside 1 to 16711680");
         refused("metrics_interval_s = 1", "mqtt.metrics_interval_s 1 is outside 5 to 86400");
+        refused(
+            "share_group = 'Line'",
+            "mqtt.share_group \"Line\": a name may hold a-z, 0-9, '_' and '-' only, and '_' and '-' not first",
+        );
         refused("password_file = '/p'", "mqtt.password_file needs mqtt.username beside it");
-        refused("url = 'mqtts://broker'", "mqtt.url: mqtts:// is not supported by this version");
+        refused("url = 'mqtts://b'\ncert_file = 'c'", "mqtt.cert_file and mqtt.key_file need each other");
+        refused("ca_file = 'c'", "mqtt.ca_file, cert_file and key_file need a url with mqtts://");
+        refused(
+            "url = 'mqtts://[::1]'",
+            "mqtt.url \"mqtts://[::1]\": with TLS the broker needs a name or an IPv4 address",
+        );
         refused(
             "url = 'mqtt://user:secret@broker'",
             "mqtt.url: credentials belong in username and password_file",
         );
         refused(
             "url = 'http://broker'",
-            "mqtt.url \"http://broker\" is neither mqtt://host[:port] nor mqtt+unix:///path",
+            "mqtt.url \"http://broker\" is none of mqtt://host[:port], mqtts:// and mqtt+unix:///path",
         );
         for prefix in ["", "a//b", "/a", "a/", "a/+", "#", "$share/x"] {
             let error = settings(&format!("prefix = '{prefix}'")).unwrap_err();
             assert!(error.starts_with("mqtt.prefix "), "{prefix}: {error}");
         }
+    }
+
+    #[test]
+    fn tls_has_its_port_and_files() {
+        let written = "url = 'mqtts://b'\nca_file = 'ca'\ncert_file = 'cert'\nkey_file = 'key'";
+        let tls = tls::Files { ca: Some("ca".into()), client: Some(("cert".into(), "key".into())) };
+        let expected = Address::Tcp { host: "b".to_owned(), port: 8883, tls: Some(tls) };
+        assert_eq!(settings(written).unwrap().address, expected);
     }
 
     #[test]

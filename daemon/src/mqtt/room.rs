@@ -23,8 +23,22 @@ const BUSY_RETRY_AFTER_MS: u32 = 200;
 /// 2.0 lets a whole queue through after the first acknowledgement, and QoS 0 and 3.1.1 have no limit. It is more than
 /// the daemon queues for a model, so that its admission decides, and not this.
 const JOBS_MAX: usize = 1024;
+/// How long the daemon may take after its start to find its models; until then a state that the broker retains for a
+/// model we don't have is left alone.
+const FIND_MODELS: Duration = Duration::from_secs(10);
 /// How often a refused subscription is tried again: access lists are edited by people.
 const RESUBSCRIBE: Duration = Duration::from_secs(30);
+
+/// States of a node, as its status says them.
+const READY: &str = "ready";
+const DEAF: &str = "deaf";
+const OFFLINE: &str = "offline";
+const LOST: &str = "lost";
+
+/// Places of the filters in our SUBSCRIBE.
+const REQUESTS: usize = 0;
+const SHARED: usize = 3;
+
 type Fields = serde_json::Map<String, Value>;
 
 /// The tag of messages nobody waits for.
@@ -61,7 +75,8 @@ pub(super) enum Event {
 pub(super) enum Effect {
     /// Hand in a request; its reply comes back under this number.
     Submit(u64, Request),
-    Subscribe(Vec<String>),
+    Subscribe(Vec<(String, Qos)>),
+    Unsubscribe(String),
     Publish(Tag, Message),
     Acknowledge(Token),
     /// Disconnect in order.
@@ -85,6 +100,8 @@ pub(super) struct Counters {
     pub(super) refused_by_broker: u64,
     /// Connections given up because of a packet above our limit.
     pub(super) oversize: u64,
+    /// Other daemons heard under our name.
+    pub(super) doubles: u64,
 }
 
 #[derive(Debug)]
@@ -117,9 +134,16 @@ pub(super) struct Room {
     /// Counts connections: a late will carries the number of the birth it belongs to.
     seq: u64,
     granted: Option<Granted>,
-    /// The broker confirmed our subscription at least once since we started; before that a session it kept may
-    /// be one for other topics.
+    /// The broker confirmed our subscriptions on this connection.
     subscribed: bool,
+    /// Whose share of the requests for any node is taken.
+    share_group: Option<String>,
+    /// What our status says; none before the first word.
+    said: Option<&'static str>,
+    /// Another daemon under our name, by its boot id; told once.
+    double: Option<String>,
+    /// We said something on an earlier connection.
+    spoke_before: bool,
     resubscribe_at: Option<Duration>,
     outbox: Outbox,
     acknowledgements: Acknowledgements,
@@ -152,6 +176,10 @@ impl Room {
             seq: 0,
             granted: None,
             subscribed: false,
+            share_group: settings.share_group.clone(),
+            said: None,
+            double: None,
+            spoke_before: false,
             resubscribe_at: None,
             outbox: Outbox::new(Limits {
                 bytes: settings.outbox_bytes,
@@ -175,7 +203,7 @@ impl Room {
     /// The will of the next connection. It carries the number its birth will carry.
     pub(super) fn will(&mut self) -> Message {
         self.seq += 1;
-        self.status("lost")
+        self.status(LOST)
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -192,12 +220,8 @@ impl Room {
             Event::Reply { job, reply } => self.finish(job, &reply),
             Event::Models(models) => self.models(now.unix_ms, &models),
             Event::Metrics(metrics) => self.metrics(metrics),
-            Event::Tick => {}
-            Event::Drain => {
-                if self.leaving == Leaving::No {
-                    self.leaving = Leaving::Draining;
-                }
-            }
+            Event::Tick => self.clear_leftovers(now),
+            Event::Drain => self.drain(),
         }
         self.resubscribe(now);
         self.leave();
@@ -220,7 +244,7 @@ impl Room {
 
     fn link(&mut self, now: Now, event: client::Event) {
         match event {
-            client::Event::Connected(granted) => self.connected(now, granted),
+            client::Event::Connected(granted) => self.connected(granted),
             client::Event::Publish(arrival, token) => self.arrival(now, &arrival, token),
             client::Event::Acked { tag, refused } => {
                 if let Some(reason) = refused {
@@ -229,15 +253,7 @@ impl Room {
                 }
                 self.answered(|outbox| outbox.acked(tag));
             }
-            client::Event::Subscribed { refused } if refused.is_empty() => {
-                self.subscribed = true;
-                self.ready(now.unix_ms);
-            }
-            client::Event::Subscribed { .. } => {
-                log::error!("the broker refused the subscription to the requests; look at its access list");
-                self.resubscribe_at = Some(now.at + RESUBSCRIBE);
-                self.say("deaf");
-            }
+            client::Event::Subscribed { refused } => self.subscribed(now, &refused),
             client::Event::Lost(loss) => {
                 if loss == Loss::ArrivalTooLarge {
                     self.counters.oversize += 1;
@@ -249,9 +265,10 @@ impl Room {
         }
     }
 
-    fn connected(&mut self, now: Now, granted: Granted) {
+    fn connected(&mut self, granted: Granted) {
         self.counters.connects += 1;
         self.granted = Some(granted);
+        self.spoke_before = self.said.is_some();
         self.outbox.connected(granted.receive_max);
         let limit = self.reply_bytes_max();
         for taken in self.outbox.take_larger_than(limit) {
@@ -259,24 +276,61 @@ impl Room {
             let instead = taken.address.map(|address| address.too_large("", bytes, limit));
             self.send(instead, None, taken.answers);
         }
-        if granted.session_present && self.subscribed {
-            self.ready(now.unix_ms);
-        } else {
-            self.subscribe();
-        }
+        // Also where the session was kept: it may be one for other topics, and what others said about us in the
+        // meantime comes with the subscription only.
+        self.subscribe();
     }
 
     fn disconnected(&mut self) {
         self.granted = None;
+        self.subscribed = false;
         self.resubscribe_at = None;
         self.acknowledgements.forget();
         self.effects.retain(|effect| matches!(effect, Effect::Submit(..)));
     }
 
+    /// The requests, and at QoS 0, because nothing depends on them, our own statements: see [`own`](Room::own).
     fn subscribe(&mut self) {
-        let node = self.node();
-        let filter = Filter::Requests { node }.under(self.prefix()).to_string();
-        self.effects.push_back(Effect::Subscribe(vec![filter]));
+        let (node, prefix) = (self.node(), self.prefix());
+        let requests = Filter::Requests { node }.under(prefix).to_string();
+        let mut filters = vec![
+            (requests, Qos::AtLeastOnce),
+            (Topic::Status { node }.under(prefix).to_string(), Qos::AtMostOnce),
+            (format!("{prefix}/{node}/model/+/state"), Qos::AtMostOnce),
+        ];
+        filters.extend(self.shared().map(|shared| (shared, Qos::AtLeastOnce)));
+        self.effects.push_back(Effect::Subscribe(filters));
+    }
+
+    fn subscribed(&mut self, now: Now, refused: &[usize]) {
+        if let Some(group) = self.share_group.as_ref().filter(|_| refused.contains(&SHARED)) {
+            log::error!(group; "the broker refused the shared subscription; it may have none, or an access list");
+        }
+        if refused.contains(&REQUESTS) {
+            log::error!("the broker refused the subscription to the requests; look at its access list");
+            self.resubscribe_at = Some(now.at + RESUBSCRIBE);
+            self.say(DEAF);
+            return;
+        }
+        self.subscribed = true;
+        self.ready(now.unix_ms);
+    }
+
+    /// Our share of the requests for any node of a group.
+    fn shared(&self) -> Option<String> {
+        let group = Name::parse(self.share_group.as_ref()?).expect("the configuration has checked the group");
+        Some(Filter::SharedRequests { group }.under(self.prefix()).to_string())
+    }
+
+    /// Takes no more of the group's requests, and finishes what is in hand.
+    fn drain(&mut self) {
+        if self.leaving != Leaving::No {
+            return;
+        }
+        self.leaving = Leaving::Draining;
+        if self.granted.is_some() {
+            self.effects.extend(self.shared().map(Effect::Unsubscribe));
+        }
     }
 
     fn resubscribe(&mut self, now: Now) {
@@ -291,7 +345,7 @@ impl Room {
         if self.leaving != Leaving::No {
             return;
         }
-        self.say("ready");
+        self.say(READY);
         // The broker may have lost what it retained; topics of models that went meanwhile still have to be emptied.
         self.published.values_mut().for_each(|payload| *payload = Bytes::from_static(b"?"));
         self.publish_models(unix_ms);
@@ -301,6 +355,10 @@ impl Room {
         let pending = token.map(|token| self.acknowledgements.expect(token));
         if matches!(self.leaving, Leaving::Saying | Leaving::Closed) {
             // Unacknowledged, so the broker keeps it for our successor.
+            return;
+        }
+        if self.own(arrival) {
+            pending.into_iter().for_each(|pending| self.acknowledgements.answered(pending));
             return;
         }
         let types = &self.types;
@@ -321,6 +379,49 @@ impl Room {
                 log::debug!("a publish was dropped: {reason:?}");
                 pending.into_iter().for_each(|pending| self.acknowledgements.answered(pending));
             }
+        }
+    }
+
+    /// What the broker says about us, where it is ours to correct; true when the topic is one of our statements.
+    fn own(&mut self, arrival: &Arrival) -> bool {
+        match Topic::parse(self.prefix(), &arrival.topic) {
+            Ok(Topic::Status { node }) if node == self.node() => {
+                let status = serde_json::from_slice(&arrival.payload).unwrap_or_default();
+                self.own_status(&status, arrival.retain);
+                true
+            }
+            Ok(Topic::ModelState { node, .. }) if node == self.node() => {
+                if arrival.retain && !arrival.payload.is_empty() {
+                    self.published.entry(arrival.topic.clone()).or_insert(Bytes::from_static(b"?"));
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A will may come late, after the birth that followed it, and a clone may speak under our name.
+    fn own_status(&mut self, status: &Value, retained: bool) {
+        let boot = status["boot"].as_str().unwrap_or_default();
+        let present = matches!(status["state"].as_str(), Some(READY | DEAF));
+        let Some(said) = self.said else { return };
+        if !retained && !present {
+            self.say(said);
+        }
+        // What is retained may be our predecessor's; once we have spoken on an earlier connection, it isn't.
+        let other = boot != self.boot && present && (!retained || self.spoke_before);
+        if other && self.double.as_deref() != Some(boot) {
+            log::error!(boot; "another daemon calls itself {}; give each its own node id", self.exchange.node);
+            self.counters.doubles += 1;
+            self.double = Some(boot.to_owned());
+        }
+    }
+
+    /// Empties the retained states of models that went while we did not run.
+    fn clear_leftovers(&mut self, now: Now) {
+        let leftover = |payload: &Bytes| payload.as_ref() == b"?";
+        if now.at >= FIND_MODELS && self.subscribed && self.published.values().any(leftover) {
+            self.publish_models(now.unix_ms);
         }
     }
 
@@ -508,7 +609,8 @@ impl Room {
         }
     }
 
-    fn say(&mut self, state: &str) {
+    fn say(&mut self, state: &'static str) {
+        self.said = Some(state);
         let message = self.status(state);
         self.send(Some(message), None, Vec::new());
     }
@@ -532,7 +634,7 @@ impl Room {
         match self.leaving {
             Leaving::Draining if self.jobs.is_empty() && self.outbox.is_empty() => {
                 self.leaving = Leaving::Saying;
-                self.say("offline");
+                self.say(OFFLINE);
             }
             Leaving::Saying if self.outbox.is_empty() && self.granted.is_some() => {
                 self.leaving = Leaving::Closed;

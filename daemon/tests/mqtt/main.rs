@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod broker;
 mod client;
+mod encrypted;
+mod hazards;
 mod site;
 
 use std::fs;

@@ -24,8 +24,17 @@ pub(crate) struct Site {
 impl Site {
     /// Nothing runs yet. `version` is the protocol the daemon speaks.
     pub(crate) fn new(version: u8) -> Site {
+        Site::at(Site::free_port(), version)
+    }
+
+    /// A port nobody listens at.
+    pub(crate) fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    /// As [`new`](Site::new), with the broker at `port`.
+    pub(crate) fn at(port: u16, version: u8) -> Site {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         copy(&digits(), &dir.path().join("models/digits"));
         Site { dir, port, version, broker: None, daemon: None }
     }
@@ -42,8 +51,10 @@ impl Site {
     pub(crate) fn start_broker(&mut self, options: &str) {
         let config = self.dir.path().join("mosquitto.conf");
         let port = self.port;
-        let text =
-            format!("listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n{options}\n");
+        // Started by root it would become a user who can't read the test's folder.
+        let text = format!(
+            "user root\nlistener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n{options}\n"
+        );
         fs::write(&config, text).unwrap();
         let program =
             ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"].into_iter().find(|p| Path::new(p).exists());
@@ -62,12 +73,14 @@ impl Site {
     }
 
     pub(crate) fn start_daemon(&mut self, options: &str) {
+        self.start_daemon_at(&format!("mqtt://127.0.0.1:{}", self.port), options);
+    }
+
+    pub(crate) fn start_daemon_at(&mut self, url: &str, options: &str) {
         let dir = self.dir.path();
         let config = dir.join("tractd.toml");
-        let (port, version) = (self.port, self.version);
-        let text = format!(
-            "[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\nversion = {version}\nkeep_alive_s = 5\n{options}\n"
-        );
+        let version = self.version;
+        let text = format!("[mqtt]\nurl = \"{url}\"\nversion = {version}\nkeep_alive_s = 5\n{options}\n");
         fs::write(&config, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tractd"));
         command.arg("--config").arg(&config);
@@ -82,6 +95,10 @@ impl Site {
         let mut child = self.daemon.take().unwrap();
         send(&child, signal);
         child.wait().unwrap();
+    }
+
+    pub(crate) fn signal_daemon(&self, signal: &str) {
+        send(self.daemon.as_ref().unwrap(), signal);
     }
 
     pub(crate) fn signal_broker(&self, signal: &str) {
