@@ -66,7 +66,8 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
     let workers = Workers::start(&floor).context("starting the workers")?;
 
     let device = updates::device(&state_dir);
-    let node = node(device.as_ref().ok().and_then(Option::as_ref));
+    let named = config.mqtt.node.clone();
+    let node = named.unwrap_or_else(|| node(device.as_ref().ok().and_then(Option::as_ref)));
     let (background, ready) = Background::start(&config, &state_dir, &floor, device)?;
     let observer = Observer {
         node: node.clone().into(),

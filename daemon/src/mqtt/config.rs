@@ -25,6 +25,8 @@ const PACKET_OVERHEAD_BYTES: u32 = 64 << 10;
 const PACKET_BYTES_MAX: u32 = 268_435_455;
 /// Below this, metrics cost more than they tell.
 const METRICS_INTERVAL_S_MIN: u32 = 5;
+/// Room for some messages a day even of a node with many models.
+const METRICS_BYTES_PER_DAY_MIN: u64 = 64 << 10;
 /// Long enough for every broker's client id rules we know of.
 const CLIENT_ID_LEN_MAX: usize = 128;
 
@@ -38,6 +40,9 @@ pub struct Config {
     pub url: String,
     /// Protocol version: 5, or 4 for MQTT 3.1.1. Default 5.
     pub version: u8,
+    /// What the node calls itself on MQTT. Default: as provisioned, else derived from the machine's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Client id at the broker. Default `tractd-<node>`; two daemons with one id throw each other out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
@@ -80,6 +85,11 @@ pub struct Config {
     pub outbox_messages: usize,
     /// Seconds between metrics messages, 0 for none, otherwise at least 5. Default 60.
     pub metrics_interval_s: u32,
+    /// Bytes of metrics per day; they come less often where they would exceed it. Default 8 MiB.
+    pub metrics_bytes_per_day: u64,
+    /// Where Home Assistant listens for descriptions, `homeassistant` with it. Default none: it gets no descriptions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discovery_prefix: Option<String>,
 }
 
 impl Default for Config {
@@ -88,6 +98,7 @@ impl Default for Config {
             enabled: true,
             url: "mqtt://127.0.0.1:1883".to_owned(),
             version: 5,
+            node: None,
             client_id: None,
             username: None,
             password_file: None,
@@ -105,6 +116,8 @@ impl Default for Config {
             outbox_bytes: 64 << 20,
             outbox_messages: 16_384,
             metrics_interval_s: 60,
+            metrics_bytes_per_day: 8 << 20,
+            discovery_prefix: None,
         }
     }
 }
@@ -163,6 +176,8 @@ pub struct Settings {
     pub(super) outbox_bytes: usize,
     pub(super) outbox_messages: usize,
     pub(super) metrics_interval: Option<Duration>,
+    pub(super) metrics_bytes_per_day: u64,
+    pub(super) discovery_prefix: Option<String>,
 }
 
 impl Config {
@@ -236,13 +251,17 @@ impl Config {
         if self.metrics_interval_s != 0 {
             within("metrics_interval_s", self.metrics_interval_s, METRICS_INTERVAL_S_MIN, 86_400)?;
         }
+        within("metrics_bytes_per_day", self.metrics_bytes_per_day, METRICS_BYTES_PER_DAY_MIN, 1 << 40)?;
+        if let Some(node) = &self.node {
+            Name::parse(node).map_err(|error| format!("mqtt.node {node:?}: {error}"))?;
+        }
         Ok(Settings {
             address: self.address()?,
             version: version(self.version)?,
             client_id: client_id(self.client_id.as_deref(), node)?,
             username: self.username.clone(),
             password_file: self.password_file.clone(),
-            prefix: prefix(&self.prefix)?,
+            prefix: prefix("prefix", &self.prefix)?,
             share_group: self.share_group.as_deref().map(group).transpose()?,
             keep_alive: Duration::from_secs(self.keep_alive_s.into()),
             session_expiry_s: self.session_expiry_s,
@@ -254,6 +273,12 @@ impl Config {
             outbox_messages: self.outbox_messages,
             metrics_interval: (self.metrics_interval_s != 0)
                 .then(|| Duration::from_secs(self.metrics_interval_s.into())),
+            metrics_bytes_per_day: self.metrics_bytes_per_day,
+            discovery_prefix: self
+                .discovery_prefix
+                .as_deref()
+                .map(|text| prefix("discovery_prefix", text))
+                .transpose()?,
         })
     }
 }
@@ -276,10 +301,10 @@ fn version(number: u8) -> Result<Version, String> {
     }
 }
 
-fn prefix(text: &str) -> Result<String, String> {
+fn prefix(option: &str, text: &str) -> Result<String, String> {
     match Prefix::parse(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("mqtt.prefix {text:?}: {error}")),
+        Err(error) => Err(format!("mqtt.{option} {text:?}: {error}")),
     }
 }
 
@@ -340,6 +365,8 @@ mod tests {
             outbox_bytes = 3000000
             outbox_messages = 100
             metrics_interval_s = 0
+            metrics_bytes_per_day = 100000
+            discovery_prefix = "homeassistant"
             "#,
         )
         .unwrap();
@@ -360,6 +387,8 @@ mod tests {
             outbox_bytes: 3_000_000,
             outbox_messages: 100,
             metrics_interval: None,
+            metrics_bytes_per_day: 100_000,
+            discovery_prefix: Some("homeassistant".to_owned()),
         };
         assert_eq!(settings, expected);
         assert!(!toml::from_str::<Config>("enabled = false").unwrap().enabled);
@@ -376,6 +405,10 @@ mod tests {
         refused(
             "share_group = 'Line'",
             "mqtt.share_group \"Line\": a name may hold a-z, 0-9, '_' and '-' only, and '_' and '-' not first",
+        );
+        refused(
+            "metrics_bytes_per_day = 1",
+            "mqtt.metrics_bytes_per_day 1 is outside 65536 to 1099511627776",
         );
         refused("password_file = '/p'", "mqtt.password_file needs mqtt.username beside it");
         refused("url = 'mqtts://b'\ncert_file = 'c'", "mqtt.cert_file and mqtt.key_file need each other");

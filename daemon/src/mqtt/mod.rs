@@ -5,6 +5,7 @@
 //! | `config` | the `[mqtt]` section, checked |
 //! | `client` | one connection; the only file that names rumqttc |
 //! | `exchange`, `json` | publishes to requests, replies to publishes |
+//! | `statements` | what the node says about its models |
 //! | `tls` | whom to trust and who we are, read anew for each connection |
 //! | `outbox`, `repeats` | what must reach the broker, and what came twice |
 //! | `room` | the decisions: events and time in, effects out |
@@ -22,6 +23,7 @@ mod message;
 mod outbox;
 mod repeats;
 mod room;
+mod statements;
 mod tls;
 
 use std::fmt;

@@ -15,6 +15,7 @@ use super::exchange::{Address, Ask, Dropped, Exchange, Incoming};
 use super::message::{Arrival, Message, Properties, Qos};
 use super::outbox::{Acknowledgements, Limits, NoRoom, Outbox, Pending, Tag};
 use super::repeats::{Key, Repeats, Seen};
+use super::statements::{About, Fields, model_states};
 use crate::intake::{Reply, Request};
 
 /// After this a requester that was turned away may try again, in milliseconds: a few typical inferences.
@@ -23,6 +24,7 @@ const BUSY_RETRY_AFTER_MS: u32 = 200;
 /// 2.0 lets a whole queue through after the first acknowledgement, and QoS 0 and 3.1.1 have no limit. It is more than
 /// the daemon queues for a model, so that its admission decides, and not this.
 const JOBS_MAX: usize = 1024;
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How long the daemon may take after its start to find its models; until then a state that the broker retains for a
 /// model we don't have is left alone.
 const FIND_MODELS: Duration = Duration::from_secs(10);
@@ -38,8 +40,6 @@ const LOST: &str = "lost";
 /// Places of the filters in our SUBSCRIBE.
 const REQUESTS: usize = 0;
 const SHARED: usize = 3;
-
-type Fields = serde_json::Map<String, Value>;
 
 /// The tag of messages nobody waits for.
 const UNTRACKED: Tag = 0;
@@ -136,6 +136,11 @@ pub(super) struct Room {
     granted: Option<Granted>,
     /// The broker confirmed our subscriptions on this connection.
     subscribed: bool,
+    /// Where Home Assistant listens for descriptions, if it should get any.
+    discovery_prefix: Option<String>,
+    /// Bytes of metrics per day, and when the next are due so that they are kept to.
+    metrics_bytes_per_day: u64,
+    metrics_due: Duration,
     /// Whose share of the requests for any node is taken.
     share_group: Option<String>,
     /// What our status says; none before the first word.
@@ -176,6 +181,9 @@ impl Room {
             seq: 0,
             granted: None,
             subscribed: false,
+            discovery_prefix: settings.discovery_prefix.clone(),
+            metrics_bytes_per_day: settings.metrics_bytes_per_day,
+            metrics_due: Duration::ZERO,
             share_group: settings.share_group.clone(),
             said: None,
             double: None,
@@ -219,7 +227,7 @@ impl Room {
             Event::Link(event) => self.link(now, event),
             Event::Reply { job, reply } => self.finish(job, &reply),
             Event::Models(models) => self.models(now.unix_ms, &models),
-            Event::Metrics(metrics) => self.metrics(metrics),
+            Event::Metrics(metrics) => self.metrics(now.at, metrics),
             Event::Tick => self.clear_leftovers(now),
             Event::Drain => self.drain(),
         }
@@ -545,36 +553,24 @@ impl Room {
     /// Publishes the retained topics of the models that say something new; those of models that are gone are
     /// emptied, which deletes them.
     fn publish_models(&mut self, unix_ms: u64) {
-        let prefix = self.prefix().as_str().to_owned();
-        let under = Prefix::parse(&prefix).expect("it was one just now");
-        let mut current = BTreeMap::new();
-        let node = self.exchange.node.clone();
-        let node = Name::parse(&node).expect("the daemon has checked its node's name");
-        for (name, mut state) in model_states(&self.models) {
-            let Ok(model) = Name::parse(&name) else { continue };
-            let (since, _) = self
-                .since
-                .entry(name.clone())
-                .and_modify(|(since, known)| {
-                    if *known != state {
-                        (*since, *known) = (unix_ms, state.clone());
-                    }
-                })
-                .or_insert_with(|| (unix_ms, state.clone()));
-            state.insert("since".to_owned(), (*since).into());
-            let topic = Topic::ModelState { node, model }.under(under).to_string();
-            current.insert(topic, Bytes::from(Value::Object(state).to_string()));
+        let models = model_states(&self.models);
+        for (name, state) in &models {
+            let known = self.since.entry(name.clone()).or_insert_with(|| (unix_ms, state.clone()));
+            if known.1 != *state {
+                *known = (unix_ms, state.clone());
+            }
         }
-        let description = json!({
-            "node": node.as_str(),
-            "version": env!("CARGO_PKG_VERSION"),
-            "proto": tractd_wire::VERSION,
-            "formats": ["json", "postcard", "raw"],
-            "limits": { "request_bytes_max": self.exchange.request_bytes_max, "queue": self.queue },
-            "models": self.models,
-        });
-        let topic = Topic::Description { node }.under(under).to_string();
-        current.insert(topic, Bytes::from(description.to_string()));
+        let about = About { node: self.node(), prefix: self.prefix() };
+        let limits = json!({ "request_bytes_max": self.exchange.request_bytes_max, "queue": self.queue });
+        let mut current = BTreeMap::from([about.description(&self.models, &limits)]);
+        let named = models.iter().filter_map(|(name, state)| Some((Name::parse(name).ok()?, state)));
+        current.extend(
+            named.map(|(model, state)| about.model_state(model, state, self.since[model.as_str()].0)),
+        );
+        if let Some(discovery) = &self.discovery_prefix {
+            let models = models.keys().filter_map(|name| Name::parse(name).ok());
+            current.extend(about.discovery(discovery, models));
+        }
 
         for topic in self.published.keys() {
             current.entry(topic.clone()).or_default();
@@ -589,8 +585,9 @@ impl Room {
         self.published = current;
     }
 
-    fn metrics(&mut self, mut metrics: Value) {
-        if self.granted.is_none() {
+    /// Metrics, unless they come too soon for what a day may cost.
+    fn metrics(&mut self, now: Duration, mut metrics: Value) {
+        if self.granted.is_none() || now < self.metrics_due {
             return;
         }
         if let (Some(fields), Ok(counters)) = (metrics.as_object_mut(), serde_json::to_value(&self.counters))
@@ -604,7 +601,9 @@ impl Room {
             qos: Qos::AtMostOnce,
             properties: Properties::default(),
         };
-        if message.packet_bytes_max() <= self.reply_bytes_max() {
+        let bytes = message.packet_bytes_max();
+        self.metrics_due = now + DAY.mul_f64(bytes as f64 / self.metrics_bytes_per_day as f64);
+        if bytes <= self.reply_bytes_max() {
             self.effects.push_back(Effect::Publish(UNTRACKED, message));
         }
     }
@@ -651,28 +650,6 @@ impl Room {
     fn prefix(&self) -> Prefix<'_> {
         Prefix::parse(&self.exchange.prefix).expect("the configuration has checked the prefix")
     }
-}
-
-/// What `model/<m>/state` says of each name. Of several versions the one that answers speaks; another one's trouble
-/// stands beside it as `last_error`.
-fn model_states(models: &[Value]) -> BTreeMap<String, Fields> {
-    let mut states: BTreeMap<String, Fields> = BTreeMap::new();
-    for model in models {
-        let Some(name) = model["name"].as_str() else { continue };
-        let known = states.entry(name.to_owned()).or_default();
-        if known.get("state").is_none_or(|state| state != "ready") {
-            for field in ["version", "digest", "signed", "state", "previous_version"] {
-                known.remove(field);
-                if let Some(value) = model.get(field) {
-                    known.insert(field.to_owned(), value.clone());
-                }
-            }
-        }
-        if let Some(reason) = model.get("reason") {
-            known.insert("last_error".to_owned(), reason.clone());
-        }
-    }
-    states
 }
 
 #[cfg(test)]

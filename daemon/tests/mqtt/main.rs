@@ -4,8 +4,12 @@
 
 mod broker;
 mod client;
+mod contract;
 mod encrypted;
+mod faults;
+mod fleet;
 mod hazards;
+mod rights;
 mod site;
 
 use std::fs;

@@ -1,12 +1,15 @@
 //! A broker, a daemon and a folder for both; everything ends with the test.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tractd_wire as wire;
 
 use crate::client::Client;
 
@@ -56,6 +59,12 @@ impl Site {
             "user root\nlistener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n{options}\n"
         );
         fs::write(&config, text).unwrap();
+        self.restart_broker();
+    }
+
+    /// Starts the broker with the configuration it had.
+    pub(crate) fn restart_broker(&mut self) {
+        let (config, port) = (self.dir.path().join("mosquitto.conf"), self.port);
         let program =
             ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"].into_iter().find(|p| Path::new(p).exists());
         let mut command = Command::new(program.unwrap_or("mosquitto"));
@@ -70,6 +79,13 @@ impl Site {
 
     pub(crate) fn stop_broker(&mut self) {
         end(self.broker.take());
+    }
+
+    /// Lets the broker save what it has.
+    pub(crate) fn stop_broker_in_order(&mut self) {
+        let mut broker = self.broker.take().unwrap();
+        send(&broker, "TERM");
+        broker.wait().unwrap();
     }
 
     pub(crate) fn start_daemon(&mut self, options: &str) {
@@ -120,6 +136,28 @@ impl Site {
             }
         }
         panic!("not ready:\n{}", self.log());
+    }
+
+    /// Whether that node's model is ready.
+    pub(crate) fn says_ready(&self, node: &str) -> bool {
+        let mut client = Client::connect(self.port, 4, "watch");
+        client.subscribe(&format!("tractd/v1/{node}/model/digits/state"));
+        client.receive(Duration::from_millis(200)).is_some_and(|said| said.json()["state"] == "ready")
+    }
+
+    /// Requests this site's daemon has taken in, by its own count.
+    pub(crate) fn requests(&self) -> u64 {
+        let mut stream = UnixStream::connect(self.dir.path().join("tractd.sock")).unwrap();
+        let mut out = [0; wire::FRAME_HEAD_MAX];
+        let length = wire::encode_query(1, &wire::Query { what: wire::What::Status }, &mut out).unwrap();
+        stream.write_all(&out[..length]).unwrap();
+        let mut header = [0; wire::HEADER_LEN];
+        stream.read_exact(&mut header).unwrap();
+        let header = wire::Header::parse(&header).unwrap();
+        let mut rest = vec![0; usize::from(header.head_len) + header.body_len as usize];
+        stream.read_exact(&mut rest).unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&rest[header.head_len.into()..]).unwrap();
+        status["requests"].as_u64().unwrap()
     }
 
     pub(crate) fn log(&self) -> String {

@@ -481,3 +481,36 @@ fn a_member_of_a_group_takes_no_more_of_its_requests_when_it_leaves() {
     bench.reply(1, Status::Ok);
     assert_eq!(bench.effects(), ["publish 3: _res/cam/a 200"]);
 }
+
+#[test]
+fn metrics_keep_to_what_a_day_may_cost() {
+    let config = Config { metrics_bytes_per_day: 64 << 10, ..Config::default() };
+    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", "b007".to_owned());
+    room.will();
+    let mut bench = Bench { room, ms: 0 };
+    bench.greet();
+    let mut bytes = 0;
+    for minute in 0..24 * 60 {
+        bench.ms = minute * 60_000;
+        bench.handle(Event::Metrics(json!({ "filler": "x".repeat(1000) })));
+        while let Some(effect) = bench.room.effect() {
+            let Effect::Publish(0, message) = effect else { panic!("{effect:?}") };
+            bytes += message.packet_bytes_max();
+        }
+    }
+    assert!((50_000..=65_536).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn home_assistant_is_told_when_asked_for_and_forgets_models_that_go() {
+    let config = Config { discovery_prefix: Some("ha".to_owned()), ..Config::default() };
+    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", "b007".to_owned());
+    room.will();
+    let mut bench = Bench { room, ms: 0 };
+    bench.handle(Event::Models(json!({ "models": [{ "name": "m", "version": 1, "state": "ready" }] })));
+    bench.greet();
+    bench.handle(Event::Models(json!({ "models": [] })));
+    let said = bench.effects();
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(said[0].ends_with("ha/sensor/tractd_n1/model_m/config"), "{said:?}");
+}
