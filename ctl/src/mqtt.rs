@@ -1,5 +1,6 @@
 //! Request and reply through a broker, MQTT 5. The only file of this crate that names rumqttc.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -148,6 +149,8 @@ pub struct Line<'a> {
     client: Client,
     connection: Connection,
     granted: Granted,
+    /// What came in while another packet was waited for.
+    early: VecDeque<Publish>,
 }
 
 /// What the broker said when it let us in; where it said nothing, what MQTT 5 says instead.
@@ -190,7 +193,7 @@ impl<'a> Line<'a> {
     pub fn open(road: &Road<'a>) -> Result<Self> {
         let client_id = client_id();
         let (client, connection) = Client::new(options(road, &client_id)?, 2 * WINDOW);
-        let mut line = Self { road: road.clone(), client_id, client, connection, granted: Granted::of(None) };
+        let mut line = Self { road: road.clone(), client_id, client, connection, granted: Granted::of(None), early: VecDeque::new() };
         line.connect()?;
         let mailbox = line.mailbox();
         line.subscribe(&mailbox)?;
@@ -235,17 +238,18 @@ impl<'a> Line<'a> {
 
     /// What comes next on any subscription, `None` when nothing has come by `until`.
     pub(crate) fn heard(&mut self, until: Instant) -> Result<Option<Heard>> {
+        let heard = |publish: Publish| Heard {
+            topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+            payload: publish.payload.to_vec(),
+            retain: publish.retain,
+        };
+        if let Some(publish) = self.early.pop_front() {
+            return Ok(Some(heard(publish)));
+        }
         loop {
             let wait = until.saturating_duration_since(Instant::now());
             match self.connection.recv_timeout(wait) {
-                Ok(Ok(Event::Incoming(Packet::Publish(publish)))) => {
-                    let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-                    return Ok(Some(Heard {
-                        topic,
-                        payload: publish.payload.to_vec(),
-                        retain: publish.retain,
-                    }));
-                }
+                Ok(Ok(Event::Incoming(Packet::Publish(publish)))) => return Ok(Some(heard(publish))),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(broker_error(error)).with_context(|| self.at()),
                 Err(_) => return Ok(None),
@@ -258,8 +262,10 @@ impl<'a> Line<'a> {
         self.client.publish(topic, QoS::AtLeastOnce, retain, payload.to_vec())?;
         let until = Instant::now() + PATIENCE;
         loop {
-            if let Event::Incoming(Packet::PubAck(ack)) = self.event(until)? {
-                return Ok(ack.reason);
+            match self.event(until)? {
+                Event::Incoming(Packet::PubAck(ack)) => return Ok(ack.reason),
+                Event::Incoming(Packet::Publish(publish)) => self.early.push_back(publish),
+                _ => {}
             }
         }
     }
@@ -298,17 +304,24 @@ impl<'a> Line<'a> {
         self.client.subscribe(filter, QoS::AtLeastOnce)?;
         let until = Instant::now() + PATIENCE;
         loop {
-            if let Event::Incoming(Packet::SubAck(ack)) = self.event(until)? {
-                let refused = |code: &SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
-                if ack.return_codes.iter().any(refused) {
-                    bail!("{} does not let us read {filter}; see its access list", self.at());
+            match self.event(until)? {
+                Event::Incoming(Packet::SubAck(ack)) => {
+                    let refused = |code: &_| !matches!(code, SubscribeReasonCode::Success(_));
+                    if ack.return_codes.iter().any(refused) {
+                        bail!("{} does not let us read {filter}; see its access list", self.at());
+                    }
+                    return Ok(());
                 }
-                return Ok(());
+                Event::Incoming(Packet::Publish(publish)) => self.early.push_back(publish),
+                _ => {}
             }
         }
     }
 
     fn receive(&mut self, until: Instant) -> Result<Publish> {
+        if let Some(publish) = self.early.pop_front() {
+            return Ok(publish);
+        }
         loop {
             if let Event::Incoming(Packet::Publish(publish)) = self.event(until)? {
                 return Ok(publish);
