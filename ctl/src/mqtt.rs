@@ -193,7 +193,14 @@ impl<'a> Line<'a> {
     pub fn open(road: &Road<'a>) -> Result<Self> {
         let client_id = client_id();
         let (client, connection) = Client::new(options(road, &client_id)?, 2 * WINDOW);
-        let mut line = Self { road: road.clone(), client_id, client, connection, granted: Granted::of(None), early: VecDeque::new() };
+        let mut line = Self {
+            road: road.clone(),
+            client_id,
+            client,
+            connection,
+            granted: Granted::of(None),
+            early: VecDeque::new(),
+        };
         line.connect()?;
         let mailbox = line.mailbox();
         line.subscribe(&mailbox)?;

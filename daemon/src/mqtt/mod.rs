@@ -220,14 +220,18 @@ impl Shell {
                 );
             }
             client::Event::Lost(loss) => self.lost(loss),
-            client::Event::Closed => self.link = Link::Down { until: Instant::now() },
+            client::Event::Closed => {
+                self.link = Link::Down { until: Instant::now() };
+                self.connected_at = None;
+                self.stalled = None;
+            }
             _ => self.heard = Instant::now(),
         }
     }
 
     fn lost(&mut self, loss: &Loss) {
         let held = self.connected_at.take().map_or(Duration::ZERO, |at| at.elapsed());
-        let soon = *loss == Loss::Closed && (Duration::ZERO..SOON).contains(&held) && !held.is_zero();
+        let soon = *loss == Loss::Closed && !held.is_zero() && held < SOON;
         self.closed_soon = if soon { self.closed_soon + 1 } else { 0 };
         let loss = if self.closed_soon > 1 { &Loss::ClosedAgain } else { loss };
         let wait = self.backoff.after(held, matches!(loss, Loss::TakenOver | Loss::ClosedAgain));

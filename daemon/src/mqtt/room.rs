@@ -39,7 +39,7 @@ const LOST: &str = "lost";
 
 /// Places of the filters in our SUBSCRIBE.
 const REQUESTS: usize = 0;
-const SHARED: usize = 3;
+const SHARED: usize = 4;
 
 /// The tag of messages nobody waits for.
 const UNTRACKED: Tag = 0;
@@ -305,6 +305,7 @@ impl Room {
             (requests, Qos::AtLeastOnce),
             (Topic::Status { node }.under(prefix).to_string(), Qos::AtMostOnce),
             (format!("{prefix}/{node}/model/+/state"), Qos::AtMostOnce),
+            (format!("{prefix}/{node}/update/+/state"), Qos::AtMostOnce),
         ];
         filters.extend(self.shared().map(|shared| (shared, Qos::AtLeastOnce)));
         self.effects.push_back(Effect::Subscribe(filters));
@@ -398,7 +399,7 @@ impl Room {
                 self.own_status(&status, arrival.retain);
                 true
             }
-            Ok(Topic::ModelState { node, .. }) if node == self.node() => {
+            Ok(Topic::ModelState { node, .. } | Topic::UpdateState { node, .. }) if node == self.node() => {
                 if arrival.retain && !arrival.payload.is_empty() {
                     self.published.entry(arrival.topic.clone()).or_insert(Bytes::from_static(b"?"));
                 }
@@ -578,7 +579,9 @@ impl Room {
         for (topic, payload) in &current {
             if self.published.get(topic) != Some(payload) {
                 let message = Message::notice(topic.clone(), payload.clone());
-                self.send(Some(message), None, Vec::new());
+                if self.send(Some(message), None, Vec::new()).is_none() {
+                    log::warn!(topic:% = topic; "a statement has no room in the outbox or is too large for the broker");
+                }
             }
         }
         current.retain(|_, payload| !payload.is_empty());

@@ -94,7 +94,7 @@ fn a_client_certificate_is_replaced_while_the_daemon_runs() {
 #[test]
 fn a_broker_of_another_authority_is_not_trusted() {
     let (mut site, port, files) = encrypted(5);
-    authority(&site.dir.path().to_owned(), "stranger");
+    authority(site.dir.path(), "stranger");
     site.start_daemon_at(
         &format!("mqtts://127.0.0.1:{port}"),
         &files.replace("authority.pem", "stranger.pem"),
