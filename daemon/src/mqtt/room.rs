@@ -605,7 +605,9 @@ impl Room {
             properties: Properties::default(),
         };
         let bytes = message.packet_bytes_max();
-        self.metrics_due = now + DAY.mul_f64(bytes as f64 / self.metrics_bytes_per_day as f64);
+        // The first of a day comes at once, so the others share what it leaves.
+        let others = self.metrics_bytes_per_day.saturating_sub(bytes as u64).max(1);
+        self.metrics_due = now + DAY.mul_f64(bytes as f64 / others as f64).min(DAY);
         if bytes <= self.reply_bytes_max() {
             self.effects.push_back(Effect::Publish(UNTRACKED, message));
         }

@@ -94,11 +94,11 @@ impl About<'_> {
                     "state_topic": topic,
                     "value_template": "{{ value_json.version }}",
                     "json_attributes_topic": topic,
-                    "availability": {
+                    "availability": [{
                         "topic": topic,
                         "value_template": "{{ value_json.state }}",
                         "payload_available": "ready",
-                    },
+                    }],
                 }),
             )
         }));

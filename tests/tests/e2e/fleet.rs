@@ -13,6 +13,7 @@ use tractd_tests::{binary, digits};
 use crate::roads::connected_node;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
 
 #[test]
 fn watch_and_doctor_see_a_node_and_its_broker() {
@@ -61,8 +62,8 @@ fn watch_and_doctor_see_a_node_and_its_broker() {
 fn the_tool_asks_over_tls() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path();
-    certificate(at, "ca", "-x509");
-    certificate(at, "server", "-x509 -CA ca.pem -CAkey ca.key -addext subjectAltName=DNS:localhost");
+    authority(at, "ca");
+    certificate(at, "server", "ca");
     let (plain, encrypted) = (free_port(), free_port());
     let config = format!(
         "user root\nallow_anonymous true\nlistener {plain} 127.0.0.1\nlistener {encrypted} 127.0.0.1\n\
@@ -89,18 +90,31 @@ fn the_tool_asks_over_tls() {
     };
     let answer: Value = serde_json::from_str(&ask("ca.pem").ok()).unwrap();
     assert_eq!(answer["status"], 200, "{answer}");
-    certificate(at, "stranger", "-x509");
+    authority(at, "stranger");
     let refused = ask("stranger.pem");
     assert_eq!(refused.code, Some(1), "{}{}", refused.out, refused.err);
     assert!(refused.err.contains("UnknownIssuer"), "{}", refused.err);
 }
 
-/// A key and a certificate beside each other, `NAME.key` and `NAME.pem`.
-fn certificate(dir: &Path, name: &str, how: &str) {
-    let command = format!(
-        "req {how} -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name} -keyout {name}.key \
-         -out {name}.pem"
+/// A key and a certificate that signs others: `NAME.key` and `NAME.pem`.
+fn authority(dir: &Path, name: &str) {
+    openssl(dir, &format!("req -x509 {KEY} -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"));
+}
+
+/// The same for `localhost`, signed by `authority`.
+fn certificate(dir: &Path, name: &str, authority: &str) {
+    std::fs::write(dir.join("names"), "subjectAltName = DNS:localhost\n").unwrap();
+    openssl(dir, &format!("req -new {KEY} -subj /CN={name} -keyout {name}.key -out {name}.csr"));
+    let signed = "-CAcreateserial -days 2 -extfile names";
+    openssl(
+        dir,
+        &format!(
+            "x509 -req -in {name}.csr -CA {authority}.pem -CAkey {authority}.key {signed} -out {name}.pem"
+        ),
     );
-    let made = Command::new("openssl").args(command.split(' ')).current_dir(dir).output().unwrap();
+}
+
+fn openssl(dir: &Path, arguments: &str) {
+    let made = Command::new("openssl").args(arguments.split(' ')).current_dir(dir).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
