@@ -30,6 +30,7 @@ const PASSWORD: &str = "TRACTD_MQTT_PASSWORD";
 /// where unset), and our own certificate with its key.
 pub(crate) const CA: &str = "TRACTD_MQTT_CA";
 pub(crate) const CERT: &str = "TRACTD_MQTT_CERT";
+#[cfg(feature = "tls")]
 const KEY: &str = "TRACTD_MQTT_KEY";
 
 /// A broker and the node behind it.
