@@ -30,6 +30,10 @@ pub(crate) enum Verb {
     Models(Ask),
     /// Show a daemon's health, counters and latencies
     Status(Ask),
+    /// Watch nodes and their models on a broker
+    Watch(Watch),
+    /// Look at what commonly goes wrong on this machine and its broker, and say what to change
+    Doctor(Doctor),
     /// Pack a model folder into one deterministic bundle file
     Pack(Pack),
     /// Show what runs a model's nodes: our int8 kernels, or tract, and why
@@ -94,11 +98,56 @@ pub(crate) struct Ask {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tractctl watch --at mqtt://broker.local            # all nodes, as a table that lives
+  tractctl watch --at mqtt://broker.local/kitchen-1 --json | jq .
+  tractctl watch --at mqtt://broker.local --once     # what is known now, and no more
+
+On a terminal a table, otherwise a line for each change.")]
+pub(crate) struct Watch {
+    /// mqtt[s]://[user@]host[:port][/node]; without a node, all of them
+    #[arg(long, value_name = "WHERE", default_value = "mqtt://127.0.0.1")]
+    pub(crate) at: At,
+    /// Topic prefix on the broker
+    #[arg(long, value_name = "PREFIX", default_value = tractd_wire::topic::Prefix::DEFAULT.as_str())]
+    pub(crate) prefix: String,
+    /// Print what the broker keeps and end
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print one JSON object for each message
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tractctl doctor
+  tractctl doctor --broker mqtts://broker.local --at unix:/run/tractd/tractd.sock --json
+
+Ends with 1 when something is wrong; advice alone ends with 0.")]
+pub(crate) struct Doctor {
+    /// unix:PATH [default: TRACTD_SOCKET, then the system's socket, then the user's]
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) at: Option<At>,
+    /// mqtt[s]://[user@]host[:port]
+    #[arg(long, value_name = "WHERE", default_value = "mqtt://127.0.0.1")]
+    pub(crate) broker: At,
+    /// Topic prefix on the broker
+    #[arg(long, value_name = "PREFIX", default_value = tractd_wire::topic::Prefix::DEFAULT.as_str())]
+    pub(crate) prefix: String,
+    #[command(flatten)]
+    pub(crate) state: State,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Which daemon is meant.
 #[derive(Debug, Args)]
 pub(crate) struct Place {
-    /// unix:PATH or mqtt://[user@]host[:port][/node] (password: TRACTD_MQTT_PASSWORD);
-    /// default: TRACTD_SOCKET, then the system's socket, then the user's
+    /// unix:PATH or mqtt[s]://[user@]host[:port][/node] (password: TRACTD_MQTT_PASSWORD; PEM files
+    /// for TLS: TRACTD_MQTT_CA, TRACTD_MQTT_CERT, TRACTD_MQTT_KEY); default: TRACTD_SOCKET, then the system's socket, then the user's
     #[arg(long, value_name = "WHERE")]
     pub(crate) at: Option<At>,
     /// Topic prefix on the broker

@@ -1,4 +1,4 @@
-//! Where a daemon is: `unix:PATH` or `mqtt://[user@]host[:port][/node]`, and where to look when nothing is said.
+//! Where a daemon is: `unix:PATH` or `mqtt[s]://[user@]host[:port][/node]`, and where to look when nothing is said.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,6 +9,8 @@ use tractd_wire::Name;
 pub const ANY_NODE: &str = "_any";
 /// MQTT without TLS.
 const MQTT_PORT: u16 = 1883;
+/// MQTT over TLS.
+const MQTTS_PORT: u16 = 8883;
 /// Where the system's daemon listens.
 const SYSTEM_SOCKET: &str = "/run/tractd/tractd.sock";
 
@@ -19,6 +21,8 @@ pub enum At {
     Unix(PathBuf),
     /// A node behind an MQTT broker.
     Mqtt {
+        /// Whether TLS is spoken.
+        tls: bool,
         /// Host name or address of the broker.
         host: String,
         /// Its port.
@@ -34,7 +38,7 @@ pub enum At {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AtError {
     /// Neither of the two forms.
-    #[error("expected unix:PATH or mqtt://host[:port][/node]")]
+    #[error("expected unix:PATH, mqtt://host[:port][/node] or mqtts://host[:port][/node]")]
     Form,
     /// The host is missing.
     #[error("no host after mqtt://")]
@@ -55,13 +59,17 @@ impl FromStr for At {
             let path = path.strip_prefix("//").unwrap_or(path);
             return if path.is_empty() { Err(AtError::Form) } else { Ok(Self::Unix(path.into())) };
         }
-        let rest = text.strip_prefix("mqtt://").ok_or(AtError::Form)?;
+        let (tls, rest) = match (text.strip_prefix("mqtt://"), text.strip_prefix("mqtts://")) {
+            (Some(rest), _) => (false, rest),
+            (None, Some(rest)) => (true, rest),
+            (None, None) => return Err(AtError::Form),
+        };
         let (authority, node) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, host) = match authority.rsplit_once('@') {
             Some((user, host)) => (Some(user.to_owned()), host),
             None => (None, authority),
         };
-        let (host, port) = split_port(host)?;
+        let (host, port) = split_port(host, if tls { MQTTS_PORT } else { MQTT_PORT })?;
         if host.is_empty() {
             return Err(AtError::Host);
         }
@@ -70,7 +78,7 @@ impl FromStr for At {
             name if Name::parse(name).is_ok() => name,
             other => return Err(AtError::Node(other.to_owned())),
         };
-        Ok(Self::Mqtt { host: host.to_owned(), port, user, node: node.to_owned() })
+        Ok(Self::Mqtt { tls, host: host.to_owned(), port, user, node: node.to_owned() })
     }
 }
 
@@ -78,10 +86,11 @@ impl std::fmt::Display for At {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Mqtt { host, port, node, .. } if host.contains(':') => {
-                write!(f, "mqtt://[{host}]:{port}/{node}")
+            Self::Mqtt { tls, host, port, node, .. } => {
+                let scheme = if *tls { "mqtts" } else { "mqtt" };
+                let host = if host.contains(':') { &format!("[{host}]") } else { host };
+                write!(f, "{scheme}://{host}:{port}/{node}")
             }
-            Self::Mqtt { host, port, node, .. } => write!(f, "mqtt://{host}:{port}/{node}"),
         }
     }
 }
@@ -112,7 +121,7 @@ pub fn default_state_dir() -> PathBuf {
         .join("tractd")
 }
 
-fn split_port(host: &str) -> Result<(&str, u16), AtError> {
+fn split_port(host: &str, usual: u16) -> Result<(&str, u16), AtError> {
     // An IPv6 address stands in brackets, its colons are its own.
     let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, rest)) => (address, rest.strip_prefix(':')),
@@ -122,7 +131,7 @@ fn split_port(host: &str) -> Result<(&str, u16), AtError> {
         },
     };
     match port {
-        None => Ok((name, MQTT_PORT)),
+        None => Ok((name, usual)),
         Some(text) => match text.parse() {
             Ok(port) if port > 0 => Ok((name, port)),
             _ => Err(AtError::Port(text.to_owned())),
@@ -135,7 +144,8 @@ mod tests {
     use super::*;
 
     fn mqtt(host: &str, port: u16, user: Option<&str>, node: &str) -> Result<At, AtError> {
-        Ok(At::Mqtt { host: host.into(), port, user: user.map(str::to_owned), node: node.into() })
+        let user = user.map(str::to_owned);
+        Ok(At::Mqtt { tls: false, host: host.into(), port, user, node: node.into() })
     }
 
     #[test]
@@ -146,6 +156,14 @@ mod tests {
         assert_eq!("mqtt://broker:1884/kitchen".parse(), mqtt("broker", 1884, None, "kitchen"));
         assert_eq!("mqtt://me@broker/kitchen".parse(), mqtt("broker", 1883, Some("me"), "kitchen"));
         assert_eq!("mqtt://[::1]:9/_any".parse(), mqtt("::1", 9, None, "_any"));
+        let encrypted = At::Mqtt {
+            tls: true,
+            host: "broker".to_owned(),
+            port: 8883,
+            user: None,
+            node: "kitchen".to_owned(),
+        };
+        assert_eq!("mqtts://broker/kitchen".parse(), Ok(encrypted));
     }
 
     #[test]
@@ -162,7 +180,9 @@ mod tests {
 
     #[test]
     fn printing_gives_back_what_was_read() {
-        for text in ["unix:/run/t.sock", "mqtt://broker:1884/kitchen", "mqtt://[::1]:9/_any"] {
+        for text in
+            ["unix:/run/t.sock", "mqtt://b:1884/kitchen", "mqtts://b:8883/_any", "mqtt://[::1]:9/_any"]
+        {
             assert_eq!(text.parse::<At>().map(|at| at.to_string()).as_deref(), Ok(text));
         }
     }

@@ -1,29 +1,43 @@
 //! Request and reply through a broker, MQTT 5. The only file of this crate that names rumqttc.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rumqttc::NetworkOptions;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, Packet, PubAckReason, Publish, PublishProperties};
+use rumqttc::v5::mqttbytes::v5::{
+    ConnAckProperties, ConnectReturnCode, Packet, PubAckReason, Publish, PublishProperties,
+    SubscribeReasonCode,
+};
 use rumqttc::v5::{Client, Connection, ConnectionError, Event, MqttOptions};
+use rumqttc::{NetworkOptions, Transport};
 use tractd_wire::topic::{Format, Node, Prefix, RequestTopic, Topic, Word};
 use tractd_wire::{Name, Selector};
 
-use crate::at::ANY_NODE;
+use crate::at::{ANY_NODE, At};
 
 /// Largest reply taken from a broker, in bytes: the default of the daemon's own requests, and some head.
 const PACKET_LEN_MAX: u32 = tractd_wire::BODY_LEN_MAX + 64 * 1024;
+/// Exchanges under way where as many as possible are measured: the daemon's default `mqtt.queue`.
+pub const WINDOW: usize = 16;
 /// What a reply may take beyond the request's own deadline.
 const GRACE: Duration = Duration::from_secs(5);
 /// What a reply may take where the daemon's default deadline holds.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The variable that holds the broker's password.
 const PASSWORD: &str = "TRACTD_MQTT_PASSWORD";
+/// The variables that name PEM files for TLS: who may have signed the broker's certificate (the system's authorities
+/// where unset), and our own certificate with its key.
+pub(crate) const CA: &str = "TRACTD_MQTT_CA";
+pub(crate) const CERT: &str = "TRACTD_MQTT_CERT";
+#[cfg(feature = "tls")]
+const KEY: &str = "TRACTD_MQTT_KEY";
 
 /// A broker and the node behind it.
 #[derive(Debug, Clone)]
 pub struct Road<'a> {
+    /// Whether TLS is spoken.
+    pub tls: bool,
     /// Host of the broker.
     pub host: &'a str,
     /// Its port.
@@ -34,6 +48,18 @@ pub struct Road<'a> {
     pub node: &'a str,
     /// `tractd/v1` unless the operator chose another.
     pub prefix: &'a str,
+}
+
+impl<'a> Road<'a> {
+    /// The road to an address behind a broker; none to a socket.
+    pub fn of(at: &'a At, prefix: &'a str) -> Option<Self> {
+        match at {
+            At::Unix(_) => None,
+            At::Mqtt { tls, host, port, user, node } => {
+                Some(Self { tls: *tls, host, port: *port, user: user.as_deref(), node, prefix })
+            }
+        }
+    }
 }
 
 /// Sends `payload` to `model` and waits for the reply's payload.
@@ -86,11 +112,7 @@ pub fn ask(
                 }
             }
             Packet::SubAck(ack) => {
-                if ack
-                    .return_codes
-                    .iter()
-                    .any(|code| !matches!(code, rumqttc::v5::mqttbytes::v5::SubscribeReasonCode::Success(_)))
-                {
+                if ack.return_codes.iter().any(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
                     bail!("the broker at {at} does not let us read {reply_topic}; see its access list");
                 }
                 let properties = PublishProperties {
@@ -127,17 +149,73 @@ pub struct Line<'a> {
     client_id: String,
     client: Client,
     connection: Connection,
+    granted: Granted,
+    /// What came in while another packet was waited for.
+    early: VecDeque<Publish>,
+}
+
+/// What the broker said when it let us in; where it said nothing, what MQTT 5 says instead.
+#[derive(Debug, Clone)]
+pub(crate) struct Granted {
+    /// Largest packet taken, in bytes.
+    pub(crate) packet_bytes_max: Option<u32>,
+    /// QoS 1 messages taken unacknowledged.
+    pub(crate) receive_max: u16,
+    pub(crate) retain: bool,
+    pub(crate) shared_subscriptions: bool,
+    /// 1 where QoS 2 is missing, 0 where QoS 1 is.
+    pub(crate) qos_max: u8,
+}
+
+impl Granted {
+    fn of(properties: Option<ConnAckProperties>) -> Self {
+        let p = properties.as_ref();
+        Self {
+            packet_bytes_max: p.and_then(|p| p.max_packet_size),
+            receive_max: p.and_then(|p| p.receive_max).unwrap_or(u16::MAX),
+            retain: p.and_then(|p| p.retain_available) != Some(0),
+            shared_subscriptions: p.and_then(|p| p.shared_subscription_available) != Some(0),
+            qos_max: p.and_then(|p| p.max_qos).unwrap_or(2),
+        }
+    }
+}
+
+/// A publish that came in.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) topic: String,
+    pub(crate) payload: Vec<u8>,
+    /// It was kept by the broker and is not new.
+    pub(crate) retain: bool,
 }
 
 impl<'a> Line<'a> {
     /// Connects and listens to its own mailbox.
     pub fn open(road: &Road<'a>) -> Result<Self> {
         let client_id = client_id();
-        let (client, connection) = Client::new(options(road, &client_id)?, 8);
-        let mut line = Self { road: road.clone(), client_id, client, connection };
+        let (client, connection) = Client::new(options(road, &client_id)?, 2 * WINDOW);
+        let mut line = Self {
+            road: road.clone(),
+            client_id,
+            client,
+            connection,
+            granted: Granted::of(None),
+            early: VecDeque::new(),
+        };
+        line.connect()?;
         let mailbox = line.mailbox();
         line.subscribe(&mailbox)?;
         Ok(line)
+    }
+
+    fn connect(&mut self) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Event::Incoming(Packet::ConnAck(ack)) = self.event(until)? {
+                self.granted = Granted::of(ack.properties);
+                return Ok(());
+            }
+        }
     }
 
     /// Where requests to `model` go on this line.
@@ -148,29 +226,110 @@ impl<'a> Line<'a> {
 
     /// Publishes `payload` to `topic` and gives what comes into the mailbox.
     pub fn exchange(&mut self, topic: &str, payload: Vec<u8>, patience: Duration) -> Result<Vec<u8>> {
+        self.send(topic, payload)?;
+        Ok(self.receive(Instant::now() + patience)?.payload.to_vec())
+    }
+
+    /// As many exchanges as `count`, with at most [`WINDOW`] under way.
+    pub fn exchanges(&mut self, topic: &str, payload: &[u8], count: usize, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        let mut sent = 0;
+        for received in 0..count {
+            while sent < count && sent - received < WINDOW {
+                self.send(topic, payload.to_vec())?;
+                sent += 1;
+            }
+            self.receive(until)?;
+        }
+        Ok(())
+    }
+
+    /// What comes next on any subscription, `None` when nothing has come by `until`.
+    pub(crate) fn heard(&mut self, until: Instant) -> Result<Option<Heard>> {
+        let heard = |publish: Publish| Heard {
+            topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+            payload: publish.payload.to_vec(),
+            retain: publish.retain,
+        };
+        if let Some(publish) = self.early.pop_front() {
+            return Ok(Some(heard(publish)));
+        }
+        loop {
+            let wait = until.saturating_duration_since(Instant::now());
+            match self.connection.recv_timeout(wait) {
+                Ok(Ok(Event::Incoming(Packet::Publish(publish)))) => return Ok(Some(heard(publish))),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(broker_error(error)).with_context(|| self.at()),
+                Err(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Publishes and waits for the broker's word.
+    pub(crate) fn publish(&mut self, topic: &str, retain: bool, payload: &[u8]) -> Result<PubAckReason> {
+        self.client.publish(topic, QoS::AtLeastOnce, retain, payload.to_vec())?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.event(until)? {
+                Event::Incoming(Packet::PubAck(ack)) => return Ok(ack.reason),
+                Event::Incoming(Packet::Publish(publish)) => self.early.push_back(publish),
+                _ => {}
+            }
+        }
+    }
+
+    /// What the broker said when it let us in.
+    pub(crate) fn granted(&self) -> &Granted {
+        &self.granted
+    }
+
+    fn send(&self, topic: &str, payload: Vec<u8>) -> Result<()> {
         let properties = PublishProperties {
             response_topic: Some(self.mailbox()),
-            // Nobody else sends into this mailbox and one exchange is under way at a time, but a correlation that
-            // came before is answered from the daemon's memory.
+            // Nobody else sends into this mailbox, but a correlation that came before is answered from the daemon's
+            // memory.
             correlation_data: Some(unique_correlation().to_vec().into()),
             ..PublishProperties::default()
         };
-        self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties)?;
-        Ok(self.receive(Instant::now() + patience)?.payload.to_vec())
+        Ok(self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties)?)
+    }
+
+    fn at(&self) -> String {
+        format!("the broker at {}:{}", self.road.host, self.road.port)
+    }
+
+    /// The name nobody else uses on this broker.
+    pub(crate) fn name(&self) -> &str {
+        &self.client_id
     }
 
     fn mailbox(&self) -> String {
         format!("{}/_res/{}", self.road.prefix, self.client_id)
     }
 
-    fn subscribe(&mut self, filter: &str) -> Result<()> {
+    /// Subscribes, and fails where the broker does not let us.
+    pub(crate) fn subscribe(&mut self, filter: &str) -> Result<()> {
         self.client.subscribe(filter, QoS::AtLeastOnce)?;
         let until = Instant::now() + PATIENCE;
-        while !matches!(self.event(until)?, Event::Incoming(Packet::SubAck(_))) {}
-        Ok(())
+        loop {
+            match self.event(until)? {
+                Event::Incoming(Packet::SubAck(ack)) => {
+                    let refused = |code: &_| !matches!(code, SubscribeReasonCode::Success(_));
+                    if ack.return_codes.iter().any(refused) {
+                        bail!("{} does not let us read {filter}; see its access list", self.at());
+                    }
+                    return Ok(());
+                }
+                Event::Incoming(Packet::Publish(publish)) => self.early.push_back(publish),
+                _ => {}
+            }
+        }
     }
 
     fn receive(&mut self, until: Instant) -> Result<Publish> {
+        if let Some(publish) = self.early.pop_front() {
+            return Ok(publish);
+        }
         loop {
             if let Event::Incoming(Packet::Publish(publish)) = self.event(until)? {
                 return Ok(publish);
@@ -179,11 +338,10 @@ impl<'a> Line<'a> {
     }
 
     fn event(&mut self, until: Instant) -> Result<Event> {
-        let at = || format!("the broker at {}:{}", self.road.host, self.road.port);
         match self.connection.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Ok(event)) => Ok(event),
-            Ok(Err(error)) => Err(broker_error(error)).with_context(at),
-            Err(_) => bail!("nothing came through {} in time", at()),
+            Ok(Err(error)) => Err(broker_error(error)).with_context(|| self.at()),
+            Err(_) => bail!("nothing came through {} in time", self.at()),
         }
     }
 }
@@ -196,16 +354,19 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Connects the echoing client.
-    pub fn start(road: &Road<'_>) -> Result<Self> {
+    /// Connects the echoing client. It answers `reply_bytes`, whatever it is sent, so that both sides of a comparison
+    /// send as much.
+    pub fn start(road: &Road<'_>, reply_bytes: usize) -> Result<Self> {
         let topic = format!("{}/_echo/{:08x}", road.prefix, unique());
         let (stop, stopped) = std::sync::mpsc::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (host, user, prefix) =
             (road.host.to_owned(), road.user.map(str::to_owned), road.prefix.to_owned());
-        let (port, listen) = (road.port, topic.clone());
+        let (port, tls, listen) = (road.port, road.tls, topic.clone());
+        let reply = vec![0; reply_bytes];
         let thread = std::thread::spawn(move || {
-            let road = Road { host: &host, port, user: user.as_deref(), node: ANY_NODE, prefix: &prefix };
+            let road =
+                Road { tls, host: &host, port, user: user.as_deref(), node: ANY_NODE, prefix: &prefix };
             let mut line = Line::open(&road)?;
             line.subscribe(&listen)?;
             let _ = ready.send(()); // nobody waits once the benchmark gave up
@@ -214,7 +375,7 @@ impl Echo {
                 let Ok(publish) = line.receive(Instant::now() + Duration::from_millis(200)) else { continue };
                 let reply_to = publish.properties.and_then(|properties| properties.response_topic);
                 if let Some(topic) = reply_to {
-                    line.client.publish(topic, QoS::AtLeastOnce, false, publish.payload)?;
+                    line.client.publish(topic, QoS::AtLeastOnce, false, reply.clone())?;
                 }
             }
             Ok(())
@@ -248,12 +409,43 @@ fn options(road: &Road<'_>, client_id: &str) -> Result<MqttOptions> {
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);
+    if road.tls {
+        options.set_transport(encrypted()?);
+    }
     if let Some(user) = road.user {
         let password =
             std::env::var(PASSWORD).with_context(|| format!("set {PASSWORD} to the password of {user}"))?;
         options.set_credentials(user, password);
     }
     Ok(options)
+}
+
+#[cfg(feature = "tls")]
+fn encrypted() -> Result<Transport> {
+    // rumqttc builds its side of TLS with the process's provider; a second call finds the first one's.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = match (pem(CERT)?, pem(KEY)?) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => bail!("set both {CERT} and {KEY}, or none"),
+    };
+    match (pem(CA)?, client) {
+        (Some(ca), client) => Ok(Transport::tls(ca, client, None)),
+        (None, None) => Ok(Transport::tls_with_default_config()),
+        (None, Some(_)) => bail!("set {CA} beside {CERT}"),
+    }
+}
+
+#[cfg(feature = "tls")]
+fn pem(variable: &str) -> Result<Option<Vec<u8>>> {
+    let Some(path) = std::env::var_os(variable) else { return Ok(None) };
+    let path = std::path::Path::new(&path);
+    Ok(Some(std::fs::read(path).with_context(|| format!("{variable}={}", path.display()))?))
+}
+
+#[cfg(not(feature = "tls"))]
+fn encrypted() -> Result<Transport> {
+    bail!("this tractctl was built without TLS")
 }
 
 fn broker_error(error: ConnectionError) -> anyhow::Error {
@@ -319,7 +511,8 @@ mod tests {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         drop(socket);
-        let road = Road { host: "127.0.0.1", port, user: None, node: "_any", prefix: "tractd/v1" };
+        let road =
+            Road { tls: false, host: "127.0.0.1", port, user: None, node: "_any", prefix: "tractd/v1" };
         let error = format!("{:#}", ask(&road, "m", Format::Json, vec![], 100).unwrap_err());
         assert!(error.starts_with(&format!("the broker at 127.0.0.1:{port}: cannot be reached")), "{error}");
     }

@@ -66,7 +66,8 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
     let workers = Workers::start(&floor).context("starting the workers")?;
 
     let device = updates::device(&state_dir);
-    let node = node(device.as_ref().ok().and_then(Option::as_ref));
+    let named = config.mqtt.node.clone();
+    let node = named.unwrap_or_else(|| node(device.as_ref().ok().and_then(Option::as_ref)));
     let (background, ready) = Background::start(&config, &state_dir, &floor, device)?;
     let observer = Observer {
         node: node.clone().into(),
@@ -234,10 +235,11 @@ impl Shell<'_> {
         let counters = self.observer.socket.clone();
         let mut sockets =
             tokio::spawn(socket::serve(bound, desk, counters, settings.subscribe(), drains, closes.clone()));
+        let reloads = settings.subscribe();
         let mqtt = self.config.mqtt.enabled.then(|| {
             let settings = self.config.mqtt.settings(&self.node).map_err(anyhow::Error::msg)?;
             let (node, observer) = (self.node.clone(), self.observer.clone());
-            anyhow::Ok(tokio::spawn(mqtt::run(settings, node, intake, observer, closes)))
+            anyhow::Ok(tokio::spawn(mqtt::run(settings, node, intake, observer, reloads, closes)))
         });
         let mqtt = mqtt.transpose()?;
 

@@ -40,9 +40,8 @@ pub(crate) fn infer(args: Infer) -> Result<(), Failure> {
         let _spinner = std::io::stderr().is_terminal().then(|| progress::spinner("waiting for the answer"));
         match &at {
             At::Unix(path) => over_socket(path, &args, source)?,
-            At::Mqtt { host, port, user, node } => {
-                let prefix = &args.place.prefix;
-                let road = Road { host, port: *port, user: user.as_deref(), node, prefix };
+            At::Mqtt { .. } => {
+                let road = Road::of(&at, &args.place.prefix).expect("matched just now");
                 over_mqtt(&road, &args, source)?
             }
         }

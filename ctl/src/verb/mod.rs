@@ -2,6 +2,7 @@
 
 mod bench;
 mod device;
+mod doctor;
 mod infer;
 mod inspect;
 mod keys;
@@ -9,9 +10,11 @@ mod pack;
 mod registry;
 mod rollout;
 mod see;
+mod watch;
 
 use tractd_engine::Tier;
 use tractd_registry::Action;
+use tractd_wire::topic::Prefix;
 
 use crate::args::{Device, Registry, RegistryKey, Rollout, Update, Verb};
 use crate::at::{At, default_at};
@@ -40,6 +43,8 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Infer(args) => infer::infer(args),
         Verb::Models(ask) => see::models(&ask),
         Verb::Status(ask) => see::status(&ask),
+        Verb::Watch(args) => watch::watch(&args),
+        Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Pack(args) => pack::pack(&args),
         Verb::Inspect(args) => inspect::inspect(&args),
         Verb::Registry(Registry::Init(args)) => registry::init(&args),
@@ -72,11 +77,15 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
 fn connect(at: Option<&At>, prefix: &str) -> Result<Socket, Failure> {
     match at.cloned().unwrap_or_else(default_at) {
         At::Unix(path) => Ok(Socket::connect(&path)?),
-        At::Mqtt { host, port, node, .. } => {
-            let node = if node == crate::at::ANY_NODE { "+" } else { node.as_str() };
+        at @ At::Mqtt { .. } => {
+            let other = if prefix == Prefix::DEFAULT.as_str() {
+                String::new()
+            } else {
+                format!(" --prefix {prefix}")
+            };
             Err(Failure::Usage(format!(
                 "this verb asks a socket (--at unix:PATH); over MQTT a node tells of itself: \
-                 mosquitto_sub -h {host} -p {port} -v -t '{prefix}/{node}/#'"
+                 tractctl watch --at {at}{other}"
             )))
         }
     }

@@ -26,12 +26,12 @@ use rumqttc::{NetworkOptions, Transport, mqttbytes, v5};
 
 use super::config::{Address, Settings, Version};
 use super::message::{Arrival, Message, Properties, Qos};
+use super::tls;
 
 /// Longest a TCP connect with its CONNACK may take, in seconds.
 const CONNECT_S_MAX: u64 = 5;
 /// Longest password file read, in bytes: it holds one line.
 const PASSWORD_BYTES_MAX: u64 = 4096;
-const CLOSED: &str = "it closed the connection";
 const SILENT: &str = "it did not answer a ping";
 
 /// What a connection reports. `Sent` and `Quiet` are not heard from the broker; everything else proves it alive.
@@ -78,6 +78,16 @@ pub(super) enum Loss {
     /// Another client with our id connected: most likely a cloned device.
     #[error("another client connected with our client id; give each daemon its own mqtt.client_id")]
     TakenOver,
+    /// The broker closed the connection without a word.
+    #[error("it closed the connection")]
+    Closed,
+    /// It did so again, soon after it had let us in. A take-over looks like this in 3.1.1, which has no reason codes,
+    /// and where the DISCONNECT carries its reason and no properties (mosquitto's), which rumqttc takes for half a packet.
+    #[error(
+        "it lets us in and closes the connection again; most likely another client has our client id: give each daemon \
+         its own mqtt.client_id"
+    )]
+    ClosedAgain,
     /// A packet above our limit arrived, which the broker would send again after every reconnect.
     #[error("the broker sent a packet of more than mqtt.max_packet_bytes")]
     ArrivalTooLarge,
@@ -136,19 +146,20 @@ impl Connection {
     /// session it may still hold for us.
     ///
     /// # Errors
-    /// The password file can't be read.
+    /// The password file or one of TLS can't be read.
     pub(super) fn open(settings: &Settings, will: &Message, forget: bool) -> Result<Connection, Loss> {
         let password = settings.password_file.as_deref().map(read_password).transpose()?;
         let login = settings.username.as_ref().map(|user| (user.clone(), password.unwrap_or_default()));
+        let transport = transport(&settings.address)?;
         // Everything that can be waiting at once: replies, acknowledgements of requests, a few commands.
         let channel = usize::from(settings.inflight) + 2 * usize::from(settings.queue) + 64;
         let (client, event_loop) = match settings.version {
             Version::V4 => {
-                let (client, event_loop) = open_v4(settings, will, forget, login, channel);
+                let (client, event_loop) = open_v4(settings, transport, will, forget, login, channel);
                 (Client::V4(client), EventLoop::V4(Box::new(event_loop)))
             }
             Version::V5 => {
-                let (client, event_loop) = open_v5(settings, will, forget, login, channel);
+                let (client, event_loop) = open_v5(settings, transport, will, forget, login, channel);
                 (Client::V5(client), EventLoop::V5(Box::new(event_loop)))
             }
         };
@@ -243,20 +254,27 @@ impl Connection {
         if done { Ok(()) } else { Err(Full) }
     }
 
-    /// Subscribes to all filters at QoS 1 in one packet.
-    pub(super) fn subscribe(&mut self, filters: &[String]) -> Result<(), Full> {
+    /// Subscribes to all filters in one packet.
+    pub(super) fn subscribe(&mut self, filters: &[(String, Qos)]) -> Result<(), Full> {
         let done = match &self.client {
             Client::V4(client) => {
-                let filters = filters
-                    .iter()
-                    .map(|path| rumqttc::SubscribeFilter::new(path.clone(), rumqttc::QoS::AtLeastOnce));
-                client.try_subscribe_many(filters).is_ok()
+                let filter =
+                    |(path, qos): &(String, Qos)| rumqttc::SubscribeFilter::new(path.clone(), qos_v4(*qos));
+                client.try_subscribe_many(filters.iter().map(filter)).is_ok()
             }
             Client::V5(client) => {
-                let filters =
-                    filters.iter().map(|path| packet5::Filter::new(path, v5::mqttbytes::QoS::AtLeastOnce));
-                client.try_subscribe_many(filters).is_ok()
+                let filter = |(path, qos): &(String, Qos)| packet5::Filter::new(path, qos_v5(*qos));
+                client.try_subscribe_many(filters.iter().map(filter)).is_ok()
             }
+        };
+        if done { Ok(()) } else { Err(Full) }
+    }
+
+    /// Ends a subscription.
+    pub(super) fn unsubscribe(&mut self, filter: &str) -> Result<(), Full> {
+        let done = match &self.client {
+            Client::V4(client) => client.try_unsubscribe(filter).is_ok(),
+            Client::V5(client) => client.try_unsubscribe(filter).is_ok(),
         };
         if done { Ok(()) } else { Err(Full) }
     }
@@ -269,6 +287,14 @@ impl Connection {
         };
         if done { Ok(()) } else { Err(Full) }
     }
+}
+
+/// Whether the next connection could be opened with the files as they are.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub(super) fn look_at_files(settings: &Settings) -> Result<(), Loss> {
+    transport(&settings.address).map(drop)
 }
 
 fn poll(mut event_loop: EventLoop) -> Polling {
@@ -310,16 +336,27 @@ fn read_password(path: &Path) -> Result<String, Loss> {
 
 fn host_port(address: &Address) -> (&str, u16) {
     match address {
-        Address::Tcp { host, port } => (host, *port),
+        Address::Tcp { host, port, .. } => (host, *port),
         Address::Unix { path } => (path, 0),
     }
 }
 
-fn transport(address: &Address) -> Transport {
-    match address {
-        Address::Tcp { .. } => Transport::tcp(),
+fn transport(address: &Address) -> Result<Transport, Loss> {
+    Ok(match address {
+        Address::Tcp { tls: None, .. } => Transport::tcp(),
+        Address::Tcp { tls: Some(files), .. } => encrypted(files)?,
         Address::Unix { .. } => Transport::unix(),
-    }
+    })
+}
+
+#[cfg(feature = "tls")]
+fn encrypted(files: &tls::Files) -> Result<Transport, Loss> {
+    Ok(Transport::tls_with_config(rumqttc::TlsConfiguration::Rustls(files.read()?)))
+}
+
+#[cfg(not(feature = "tls"))]
+fn encrypted(_: &tls::Files) -> Result<Transport, Loss> {
+    Err(Loss::Broken("this tractd was built without TLS".to_owned()))
 }
 
 /// Without nodelay every QoS 1 exchange waits 40 ms for a delayed acknowledgement of TCP's.
@@ -332,6 +369,7 @@ fn network() -> NetworkOptions {
 
 fn open_v4(
     settings: &Settings,
+    transport: Transport,
     will: &Message,
     forget: bool,
     login: Option<(String, String)>,
@@ -339,7 +377,7 @@ fn open_v4(
 ) -> (rumqttc::AsyncClient, rumqttc::EventLoop) {
     let (host, port) = host_port(&settings.address);
     let mut options = rumqttc::MqttOptions::new(&settings.client_id, host, port);
-    options.set_transport(transport(&settings.address));
+    options.set_transport(transport);
     options.set_keep_alive(settings.keep_alive);
     options.set_clean_session(forget);
     options.set_manual_acks(true);
@@ -361,6 +399,7 @@ fn open_v4(
 
 fn open_v5(
     settings: &Settings,
+    transport: Transport,
     will: &Message,
     forget: bool,
     login: Option<(String, String)>,
@@ -368,7 +407,7 @@ fn open_v5(
 ) -> (v5::AsyncClient, v5::EventLoop) {
     let (host, port) = host_port(&settings.address);
     let mut options = v5::MqttOptions::new(&settings.client_id, host, port);
-    options.set_transport(transport(&settings.address));
+    options.set_transport(transport);
     options.set_network_options(network());
     options.set_connection_timeout(CONNECT_S_MAX);
     options.set_keep_alive(settings.keep_alive);
@@ -521,7 +560,7 @@ fn loss_v4(error: rumqttc::ConnectionError) -> Loss {
         }
         E::ConnectionRefused(code) => Loss::Refused(format!("{code:?}")),
         E::Io(error) => Loss::Broken(error.to_string()),
-        E::MqttState(S::ConnectionAborted) => Loss::Broken(CLOSED.to_owned()),
+        E::MqttState(S::ConnectionAborted) => Loss::Closed,
         E::MqttState(S::AwaitPingResp) => Loss::Broken(SILENT.to_owned()),
         other => Loss::Broken(other.to_string()),
     }
@@ -543,7 +582,7 @@ fn loss_v5(error: v5::ConnectionError) -> Loss {
         ) => Loss::ArrivalTooLarge,
         E::ConnectionRefused(code) => Loss::Refused(format!("{code:?}")),
         E::Io(error) => Loss::Broken(error.to_string()),
-        E::MqttState(S::ConnectionAborted) => Loss::Broken(CLOSED.to_owned()),
+        E::MqttState(S::ConnectionAborted) => Loss::Closed,
         E::MqttState(S::AwaitPingResp) => Loss::Broken(SILENT.to_owned()),
         other => Loss::Broken(other.to_string()),
     }

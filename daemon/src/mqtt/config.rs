@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tractd_wire::Name;
 use tractd_wire::topic::Prefix;
 use url::Url;
+
+use super::tls;
 
 /// rumqttc panics below this on MQTT 5, and nothing is gained by more frequent pings.
 const KEEP_ALIVE_S_MIN: u16 = 5;
@@ -22,6 +25,8 @@ const PACKET_OVERHEAD_BYTES: u32 = 64 << 10;
 const PACKET_BYTES_MAX: u32 = 268_435_455;
 /// Below this, metrics cost more than they tell.
 const METRICS_INTERVAL_S_MIN: u32 = 5;
+/// Room for some messages a day even of a node with many models.
+const METRICS_BYTES_PER_DAY_MIN: u64 = 64 << 10;
 /// Long enough for every broker's client id rules we know of.
 const CLIENT_ID_LEN_MAX: usize = 128;
 
@@ -31,10 +36,13 @@ const CLIENT_ID_LEN_MAX: usize = 128;
 pub struct Config {
     /// Whether to connect to a broker at all. Default true: an absent broker costs one log line.
     pub enabled: bool,
-    /// `mqtt://host[:1883]`, or `mqtt+unix:///path/of/socket`. Default `mqtt://127.0.0.1:1883`.
+    /// `mqtt://host[:1883]`, `mqtts://host[:8883]` with TLS, or `mqtt+unix:///path/of/socket`. Default `mqtt://127.0.0.1:1883`.
     pub url: String,
     /// Protocol version: 5, or 4 for MQTT 3.1.1. Default 5.
     pub version: u8,
+    /// What the node calls itself on MQTT. Default: as provisioned, else derived from the machine's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Client id at the broker. Default `tractd-<node>`; two daemons with one id throw each other out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
@@ -44,8 +52,21 @@ pub struct Config {
     /// File holding the password, read anew at every connect. Default none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
+    /// PEM file of who may have signed the broker's certificate. Default: the system's authorities. This file and the next
+    /// two are read anew at every connect, and when they are replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of our own certificate and its chain. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of that certificate's key. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
     /// What all topics start with. Default `tractd/v1`.
     pub prefix: String,
+    /// Group whose requests for any node (`_any`) this one takes its share of. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_group: Option<String>,
     /// Seconds between pings, 5 to 3600. A broker silent for twice as long is given up. Default 30.
     pub keep_alive_s: u16,
     /// Seconds the broker keeps our unanswered requests after a loss (MQTT 5). Default 3600.
@@ -64,6 +85,11 @@ pub struct Config {
     pub outbox_messages: usize,
     /// Seconds between metrics messages, 0 for none, otherwise at least 5. Default 60.
     pub metrics_interval_s: u32,
+    /// Bytes of metrics per day; they come less often where they would exceed it. Default 8 MiB.
+    pub metrics_bytes_per_day: u64,
+    /// Where Home Assistant listens for descriptions, `homeassistant` with it. Default none: it gets no descriptions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discovery_prefix: Option<String>,
 }
 
 impl Default for Config {
@@ -72,10 +98,15 @@ impl Default for Config {
             enabled: true,
             url: "mqtt://127.0.0.1:1883".to_owned(),
             version: 5,
+            node: None,
             client_id: None,
             username: None,
             password_file: None,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
             prefix: "tractd/v1".to_owned(),
+            share_group: None,
             keep_alive_s: 30,
             session_expiry_s: 3600,
             queue: 16,
@@ -85,6 +116,8 @@ impl Default for Config {
             outbox_bytes: 64 << 20,
             outbox_messages: 16_384,
             metrics_interval_s: 60,
+            metrics_bytes_per_day: 8 << 20,
+            discovery_prefix: None,
         }
     }
 }
@@ -101,15 +134,25 @@ pub(super) enum Version {
 /// Where the broker is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address {
-    Tcp { host: String, port: u16 },
+    Tcp { host: String, port: u16, tls: Option<tls::Files> },
     Unix { path: String },
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Tcp { host, port, .. } => write!(f, "{host}:{port}"),
             Address::Unix { path } => f.write_str(path),
+        }
+    }
+}
+
+impl Address {
+    /// The files of TLS, where it is spoken.
+    pub(super) fn tls(&self) -> Option<&tls::Files> {
+        match self {
+            Address::Tcp { tls, .. } => tls.as_ref(),
+            Address::Unix { .. } => None,
         }
     }
 }
@@ -123,6 +166,7 @@ pub struct Settings {
     pub(super) username: Option<String>,
     pub(super) password_file: Option<PathBuf>,
     pub(super) prefix: String,
+    pub(super) share_group: Option<String>,
     pub(super) keep_alive: Duration,
     pub(super) session_expiry_s: u32,
     pub(super) queue: u16,
@@ -132,6 +176,8 @@ pub struct Settings {
     pub(super) outbox_bytes: usize,
     pub(super) outbox_messages: usize,
     pub(super) metrics_interval: Option<Duration>,
+    pub(super) metrics_bytes_per_day: u64,
+    pub(super) discovery_prefix: Option<String>,
 }
 
 impl Config {
@@ -141,6 +187,45 @@ impl Config {
     /// A sentence that names the option.
     pub fn check(&self) -> Result<(), String> {
         self.settings("node").map(drop)
+    }
+
+    fn address(&self) -> Result<Address, String> {
+        let text = &self.url;
+        let url = Url::parse(text).map_err(|error| format!("mqtt.url {text:?}: {error}"))?;
+        // A password in a URL ends up in logs and in the printed configuration.
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("mqtt.url: credentials belong in username and password_file".to_owned());
+        }
+        let encrypted = url.scheme() == "mqtts";
+        let files = self.tls()?;
+        if !encrypted && files != tls::Files::default() {
+            return Err("mqtt.ca_file, cert_file and key_file need a url with mqtts://".to_owned());
+        }
+        match url.scheme() {
+            "mqtt" | "tcp" | "mqtts" => match url.host_str() {
+                Some(host) if encrypted && host.starts_with('[') => {
+                    Err(format!("mqtt.url {text:?}: with TLS the broker needs a name or an IPv4 address"))
+                }
+                Some(host) if !host.is_empty() => {
+                    let port = url.port().unwrap_or(if encrypted { 8883 } else { 1883 });
+                    Ok(Address::Tcp { host: host.to_owned(), port, tls: encrypted.then_some(files) })
+                }
+                _ => Err(format!("mqtt.url {text:?} names no host")),
+            },
+            "mqtt+unix" if url.path().len() > 1 => Ok(Address::Unix { path: url.path().to_owned() }),
+            _ => Err(format!(
+                "mqtt.url {text:?} is none of mqtt://host[:port], mqtts:// and mqtt+unix:///path"
+            )),
+        }
+    }
+
+    fn tls(&self) -> Result<tls::Files, String> {
+        let client = match (&self.cert_file, &self.key_file) {
+            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+            (None, None) => None,
+            _ => return Err("mqtt.cert_file and mqtt.key_file need each other".to_owned()),
+        };
+        Ok(tls::Files { ca: self.ca_file.clone(), client })
     }
 
     /// The checked section; `node` names this device in the default client id.
@@ -166,13 +251,18 @@ impl Config {
         if self.metrics_interval_s != 0 {
             within("metrics_interval_s", self.metrics_interval_s, METRICS_INTERVAL_S_MIN, 86_400)?;
         }
+        within("metrics_bytes_per_day", self.metrics_bytes_per_day, METRICS_BYTES_PER_DAY_MIN, 1 << 40)?;
+        if let Some(node) = &self.node {
+            Name::parse(node).map_err(|error| format!("mqtt.node {node:?}: {error}"))?;
+        }
         Ok(Settings {
-            address: address(&self.url)?,
+            address: self.address()?,
             version: version(self.version)?,
             client_id: client_id(self.client_id.as_deref(), node)?,
             username: self.username.clone(),
             password_file: self.password_file.clone(),
-            prefix: prefix(&self.prefix)?,
+            prefix: prefix("prefix", &self.prefix)?,
+            share_group: self.share_group.as_deref().map(group).transpose()?,
             keep_alive: Duration::from_secs(self.keep_alive_s.into()),
             session_expiry_s: self.session_expiry_s,
             queue: self.queue,
@@ -183,6 +273,12 @@ impl Config {
             outbox_messages: self.outbox_messages,
             metrics_interval: (self.metrics_interval_s != 0)
                 .then(|| Duration::from_secs(self.metrics_interval_s.into())),
+            metrics_bytes_per_day: self.metrics_bytes_per_day,
+            discovery_prefix: self
+                .discovery_prefix
+                .as_deref()
+                .map(|text| prefix("discovery_prefix", text))
+                .transpose()?,
         })
     }
 }
@@ -205,29 +301,17 @@ fn version(number: u8) -> Result<Version, String> {
     }
 }
 
-fn address(text: &str) -> Result<Address, String> {
-    let url = Url::parse(text).map_err(|error| format!("mqtt.url {text:?}: {error}"))?;
-    // A password in a URL ends up in logs and in the printed configuration.
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("mqtt.url: credentials belong in username and password_file".to_owned());
-    }
-    match url.scheme() {
-        "mqtt" | "tcp" => match url.host_str() {
-            Some(host) if !host.is_empty() => {
-                Ok(Address::Tcp { host: host.to_owned(), port: url.port().unwrap_or(1883) })
-            }
-            _ => Err(format!("mqtt.url {text:?} names no host")),
-        },
-        "mqtt+unix" if url.path().len() > 1 => Ok(Address::Unix { path: url.path().to_owned() }),
-        "mqtts" => Err("mqtt.url: mqtts:// is not supported by this version".to_owned()),
-        _ => Err(format!("mqtt.url {text:?} is neither mqtt://host[:port] nor mqtt+unix:///path")),
+fn prefix(option: &str, text: &str) -> Result<String, String> {
+    match Prefix::parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("mqtt.{option} {text:?}: {error}")),
     }
 }
 
-fn prefix(text: &str) -> Result<String, String> {
-    match Prefix::parse(text) {
+fn group(text: &str) -> Result<String, String> {
+    match Name::parse(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("mqtt.prefix {text:?}: {error}")),
+        Err(error) => Err(format!("mqtt.share_group {text:?}: {error}")),
     }
 }
 
@@ -254,7 +338,7 @@ mod tests {
     #[test]
     fn nothing_written_is_a_local_broker_on_version_5() {
         let settings = settings("").unwrap();
-        assert_eq!(settings.address, Address::Tcp { host: "127.0.0.1".to_owned(), port: 1883 });
+        assert_eq!(settings.address, Address::Tcp { host: "127.0.0.1".to_owned(), port: 1883, tls: None });
         assert_eq!(settings.version, Version::V5);
         assert_eq!(settings.client_id, "tractd-pi-7");
         assert_eq!(settings.keep_alive, Duration::from_secs(30));
@@ -271,6 +355,7 @@ mod tests {
             username = "edge"
             password_file = "/run/credentials/mqtt"
             prefix = "plant"
+            share_group = "line"
             keep_alive_s = 5
             session_expiry_s = 60
             queue = 4
@@ -280,16 +365,19 @@ mod tests {
             outbox_bytes = 3000000
             outbox_messages = 100
             metrics_interval_s = 0
+            metrics_bytes_per_day = 100000
+            discovery_prefix = "homeassistant"
             "#,
         )
         .unwrap();
         let expected = Settings {
-            address: Address::Tcp { host: "[::1]".to_owned(), port: 1884 },
+            address: Address::Tcp { host: "[::1]".to_owned(), port: 1884, tls: None },
             version: Version::V4,
             client_id: "line-3".to_owned(),
             username: Some("edge".to_owned()),
             password_file: Some("/run/credentials/mqtt".into()),
             prefix: "plant".to_owned(),
+            share_group: Some("line".to_owned()),
             keep_alive: Duration::from_secs(5),
             session_expiry_s: 60,
             queue: 4,
@@ -299,6 +387,8 @@ mod tests {
             outbox_bytes: 3_000_000,
             outbox_messages: 100,
             metrics_interval: None,
+            metrics_bytes_per_day: 100_000,
+            discovery_prefix: Some("homeassistant".to_owned()),
         };
         assert_eq!(settings, expected);
         assert!(!toml::from_str::<Config>("enabled = false").unwrap().enabled);
@@ -312,20 +402,41 @@ mod tests {
         refused("queue = 0", "mqtt.queue 0 is outside 1 to 1024");
         refused("max_request_bytes = 16777216", "mqtt.max_request_bytes 16777216 is outside 1 to 16711680");
         refused("metrics_interval_s = 1", "mqtt.metrics_interval_s 1 is outside 5 to 86400");
+        refused(
+            "share_group = 'Line'",
+            "mqtt.share_group \"Line\": a name may hold a-z, 0-9, '_' and '-' only, and '_' and '-' not first",
+        );
+        refused(
+            "metrics_bytes_per_day = 1",
+            "mqtt.metrics_bytes_per_day 1 is outside 65536 to 1099511627776",
+        );
         refused("password_file = '/p'", "mqtt.password_file needs mqtt.username beside it");
-        refused("url = 'mqtts://broker'", "mqtt.url: mqtts:// is not supported by this version");
+        refused("url = 'mqtts://b'\ncert_file = 'c'", "mqtt.cert_file and mqtt.key_file need each other");
+        refused("ca_file = 'c'", "mqtt.ca_file, cert_file and key_file need a url with mqtts://");
+        refused(
+            "url = 'mqtts://[::1]'",
+            "mqtt.url \"mqtts://[::1]\": with TLS the broker needs a name or an IPv4 address",
+        );
         refused(
             "url = 'mqtt://user:secret@broker'",
             "mqtt.url: credentials belong in username and password_file",
         );
         refused(
             "url = 'http://broker'",
-            "mqtt.url \"http://broker\" is neither mqtt://host[:port] nor mqtt+unix:///path",
+            "mqtt.url \"http://broker\" is none of mqtt://host[:port], mqtts:// and mqtt+unix:///path",
         );
         for prefix in ["", "a//b", "/a", "a/", "a/+", "#", "$share/x"] {
             let error = settings(&format!("prefix = '{prefix}'")).unwrap_err();
             assert!(error.starts_with("mqtt.prefix "), "{prefix}: {error}");
         }
+    }
+
+    #[test]
+    fn tls_has_its_port_and_files() {
+        let written = "url = 'mqtts://b'\nca_file = 'ca'\ncert_file = 'cert'\nkey_file = 'key'";
+        let tls = tls::Files { ca: Some("ca".into()), client: Some(("cert".into(), "key".into())) };
+        let expected = Address::Tcp { host: "b".to_owned(), port: 8883, tls: Some(tls) };
+        assert_eq!(settings(written).unwrap().address, expected);
     }
 
     #[test]

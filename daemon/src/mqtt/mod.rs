@@ -5,6 +5,8 @@
 //! | `config` | the `[mqtt]` section, checked |
 //! | `client` | one connection; the only file that names rumqttc |
 //! | `exchange`, `json` | publishes to requests, replies to publishes |
+//! | `statements` | what the node says about its models |
+//! | `tls` | whom to trust and who we are, read anew for each connection |
 //! | `outbox`, `repeats` | what must reach the broker, and what came twice |
 //! | `room` | the decisions: events and time in, effects out |
 //! | here | the shell: waits for what happens, and does what was decided |
@@ -21,6 +23,8 @@ mod message;
 mod outbox;
 mod repeats;
 mod room;
+mod statements;
+mod tls;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -42,15 +46,21 @@ const TICK: Duration = Duration::from_secs(1);
 /// Keep-alives without a sign of life after which a broker counts as dead. rumqttc itself has no write timeout on
 /// MQTT 5, so a frozen broker would hold it for ever.
 const SILENT_KEEP_ALIVES: u32 = 2;
+/// A connection that the broker closes before this is over was closed soon.
+const SOON: Duration = Duration::from_secs(60);
+/// How often the files of TLS are looked at: they are replaced every few weeks or hours.
+const STAMP: Duration = Duration::from_secs(10);
 /// Longest the farewell may take, beyond which the broker publishes our will instead.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Serves requests from the broker until `shutdown` turns true. Nothing else ends it: it reconnects for ever.
-pub async fn run(
+/// Serves requests from the broker until `shutdown` turns true. Nothing else ends it: it reconnects for ever. `reloads`
+/// changes when the daemon was told to look at its files again.
+pub async fn run<T>(
     settings: Settings,
     node: String,
     intake: Intake,
     observer: Observer,
+    reloads: watch::Receiver<T>,
     shutdown: watch::Receiver<bool>,
 ) {
     // Std's hasher keys are the operating system's randomness, which is all that is needed here.
@@ -65,6 +75,9 @@ pub async fn run(
         heard: Instant::now(),
         keep_alive: settings.keep_alive,
         connected_at: None,
+        closed_soon: 0,
+        stamp: None,
+        stamped: None,
         forget_session: false,
         stalled: None,
         said: None,
@@ -72,7 +85,7 @@ pub async fn run(
         intake,
         replies,
     };
-    shell.run(observer, replied, shutdown).await;
+    shell.run(observer, replied, reloads, shutdown).await;
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -98,6 +111,11 @@ struct Shell {
     /// The keep-alive in force, which the broker may have imposed.
     keep_alive: Duration,
     connected_at: Option<Instant>,
+    /// Connections in a row that the broker closed soon after it had let us in.
+    closed_soon: u32,
+    /// The TLS files as the connection read them, and when they were last looked at.
+    stamp: Option<tls::Stamp>,
+    stamped: Option<Instant>,
     /// The session holds a message that would cost every connection; the next one starts without it.
     forget_session: bool,
     /// What the connection had no room for.
@@ -109,10 +127,11 @@ struct Shell {
 }
 
 impl Shell {
-    async fn run(
+    async fn run<T>(
         mut self,
         observer: Observer,
         mut replied: mpsc::UnboundedReceiver<(u64, Outgoing)>,
+        mut reloads: watch::Receiver<T>,
         mut shutdown: watch::Receiver<bool>,
     ) {
         let mut changed = observer.changed();
@@ -134,6 +153,10 @@ impl Shell {
                 }
                 _ = metrics.tick(), if metrics_wanted => Event::Metrics(observer.status()),
                 _ = tick.tick() => Event::Tick,
+                Ok(()) = reloads.changed() => {
+                    self.stamped = None;
+                    Event::Tick
+                }
                 _ = shutdown.wait_for(|down| *down) => break,
             };
             self.step(event);
@@ -164,6 +187,10 @@ impl Shell {
                 self.watch(&event);
                 Event::Link(event)
             }
+            Event::Tick if self.renewed() => {
+                self.renew();
+                Event::Tick
+            }
             Event::Tick => self.overdue().map_or(Event::Tick, |loss| {
                 let event = client::Event::Lost(loss);
                 self.watch(&event);
@@ -193,19 +220,56 @@ impl Shell {
                 );
             }
             client::Event::Lost(loss) => self.lost(loss),
-            client::Event::Closed => self.link = Link::Down { until: Instant::now() },
+            client::Event::Closed => {
+                self.link = Link::Down { until: Instant::now() };
+                self.connected_at = None;
+                self.stalled = None;
+            }
             _ => self.heard = Instant::now(),
         }
     }
 
     fn lost(&mut self, loss: &Loss) {
         let held = self.connected_at.take().map_or(Duration::ZERO, |at| at.elapsed());
-        let wait = self.backoff.after(held, *loss == Loss::TakenOver);
+        let soon = *loss == Loss::Closed && !held.is_zero() && held < SOON;
+        self.closed_soon = if soon { self.closed_soon + 1 } else { 0 };
+        let loss = if self.closed_soon > 1 { &Loss::ClosedAgain } else { loss };
+        let wait = self.backoff.after(held, matches!(loss, Loss::TakenOver | Loss::ClosedAgain));
         self.forget_session |= *loss == Loss::ArrivalTooLarge;
         self.link = Link::Down { until: Instant::now() + wait };
         self.stalled = None;
         let (address, said) = (self.settings.address.clone(), Said::Lost(std::mem::discriminant(loss)));
         self.say(log::Level::Warn, said, format_args!("no broker at {address}: {loss}; trying on"));
+    }
+
+    /// Whether a file of TLS was replaced since the connection was opened.
+    fn renewed(&mut self) -> bool {
+        let Some(files) = self.settings.address.tls() else { return false };
+        let just = self.stamped.is_some_and(|at| at.elapsed() < STAMP);
+        if just || self.connected_at.is_none() {
+            return false;
+        }
+        self.stamped = Some(Instant::now());
+        let stamp = files.stamp();
+        let renewed = self.stamp.as_ref() != Some(&stamp);
+        self.stamp = Some(stamp);
+        renewed
+    }
+
+    /// Connects anew with the files as they are now. Files that can't be used, perhaps because only one of two has been
+    /// replaced so far, leave the connection alone.
+    fn renew(&mut self) {
+        match client::look_at_files(&self.settings) {
+            Ok(()) => {
+                log::info!("the files of TLS were replaced; connecting anew");
+                if let Link::Up(connection) = &mut self.link
+                    && connection.disconnect() == Err(Full)
+                {
+                    self.stamp = None;
+                }
+            }
+            Err(loss) => log::warn!("the files of TLS were replaced, the connection stays as it is: {loss}"),
+        }
     }
 
     /// A broker that says nothing although it was pinged.
@@ -222,6 +286,7 @@ impl Shell {
         if until > Instant::now() || self.room.is_leaving() {
             return;
         }
+        self.stamp = self.settings.address.tls().map(tls::Files::stamp);
         match Connection::open(&self.settings, &self.room.will(), self.forget_session) {
             Ok(connection) => self.link = Link::Up(Box::new(connection)),
             Err(loss) => self.lost(&loss),
@@ -240,6 +305,7 @@ impl Shell {
                 Effect::Publish(tag, message) => connection.publish(*tag, message),
                 Effect::Acknowledge(token) => connection.ack(*token),
                 Effect::Subscribe(filters) => connection.subscribe(filters),
+                Effect::Unsubscribe(filter) => connection.unsubscribe(filter),
                 Effect::Close => connection.disconnect(),
                 Effect::Submit(..) => Ok(()),
             };

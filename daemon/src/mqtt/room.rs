@@ -15,6 +15,7 @@ use super::exchange::{Address, Ask, Dropped, Exchange, Incoming};
 use super::message::{Arrival, Message, Properties, Qos};
 use super::outbox::{Acknowledgements, Limits, NoRoom, Outbox, Pending, Tag};
 use super::repeats::{Key, Repeats, Seen};
+use super::statements::{About, Fields, model_states};
 use crate::intake::{Reply, Request};
 
 /// After this a requester that was turned away may try again, in milliseconds: a few typical inferences.
@@ -23,9 +24,22 @@ const BUSY_RETRY_AFTER_MS: u32 = 200;
 /// 2.0 lets a whole queue through after the first acknowledgement, and QoS 0 and 3.1.1 have no limit. It is more than
 /// the daemon queues for a model, so that its admission decides, and not this.
 const JOBS_MAX: usize = 1024;
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How long the daemon may take after its start to find its models; until then a state that the broker retains for a
+/// model we don't have is left alone.
+const FIND_MODELS: Duration = Duration::from_secs(10);
 /// How often a refused subscription is tried again: access lists are edited by people.
 const RESUBSCRIBE: Duration = Duration::from_secs(30);
-type Fields = serde_json::Map<String, Value>;
+
+/// States of a node, as its status says them.
+const READY: &str = "ready";
+const DEAF: &str = "deaf";
+const OFFLINE: &str = "offline";
+const LOST: &str = "lost";
+
+/// Places of the filters in our SUBSCRIBE.
+const REQUESTS: usize = 0;
+const SHARED: usize = 4;
 
 /// The tag of messages nobody waits for.
 const UNTRACKED: Tag = 0;
@@ -61,7 +75,8 @@ pub(super) enum Event {
 pub(super) enum Effect {
     /// Hand in a request; its reply comes back under this number.
     Submit(u64, Request),
-    Subscribe(Vec<String>),
+    Subscribe(Vec<(String, Qos)>),
+    Unsubscribe(String),
     Publish(Tag, Message),
     Acknowledge(Token),
     /// Disconnect in order.
@@ -85,6 +100,8 @@ pub(super) struct Counters {
     pub(super) refused_by_broker: u64,
     /// Connections given up because of a packet above our limit.
     pub(super) oversize: u64,
+    /// Other daemons heard under our name.
+    pub(super) doubles: u64,
 }
 
 #[derive(Debug)]
@@ -117,9 +134,21 @@ pub(super) struct Room {
     /// Counts connections: a late will carries the number of the birth it belongs to.
     seq: u64,
     granted: Option<Granted>,
-    /// The broker confirmed our subscription at least once since we started; before that a session it kept may
-    /// be one for other topics.
+    /// The broker confirmed our subscriptions on this connection.
     subscribed: bool,
+    /// Where Home Assistant listens for descriptions, if it should get any.
+    discovery_prefix: Option<String>,
+    /// Bytes of metrics per day, and when the next are due so that they are kept to.
+    metrics_bytes_per_day: u64,
+    metrics_due: Duration,
+    /// Whose share of the requests for any node is taken.
+    share_group: Option<String>,
+    /// What our status says; none before the first word.
+    said: Option<&'static str>,
+    /// Another daemon under our name, by its boot id; told once.
+    double: Option<String>,
+    /// We said something on an earlier connection.
+    spoke_before: bool,
     resubscribe_at: Option<Duration>,
     outbox: Outbox,
     acknowledgements: Acknowledgements,
@@ -154,6 +183,13 @@ impl Room {
             seq: 0,
             granted: None,
             subscribed: false,
+            discovery_prefix: settings.discovery_prefix.clone(),
+            metrics_bytes_per_day: settings.metrics_bytes_per_day,
+            metrics_due: Duration::ZERO,
+            share_group: settings.share_group.clone(),
+            said: None,
+            double: None,
+            spoke_before: false,
             resubscribe_at: None,
             outbox: Outbox::new(Limits {
                 bytes: settings.outbox_bytes,
@@ -178,7 +214,7 @@ impl Room {
     /// The will of the next connection. It carries the number its birth will carry.
     pub(super) fn will(&mut self) -> Message {
         self.seq += 1;
-        self.status("lost")
+        self.status(LOST)
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -194,13 +230,9 @@ impl Room {
             Event::Link(event) => self.link(now, event),
             Event::Reply { job, reply } => self.finish(job, &reply),
             Event::Models(models) => self.models(now.unix_ms, &models),
-            Event::Metrics(metrics) => self.metrics(metrics),
-            Event::Tick => {}
-            Event::Drain => {
-                if self.leaving == Leaving::No {
-                    self.leaving = Leaving::Draining;
-                }
-            }
+            Event::Metrics(metrics) => self.metrics(now.at, metrics),
+            Event::Tick => self.clear_leftovers(now),
+            Event::Drain => self.drain(),
         }
         self.resubscribe(now);
         self.leave();
@@ -223,7 +255,7 @@ impl Room {
 
     fn link(&mut self, now: Now, event: client::Event) {
         match event {
-            client::Event::Connected(granted) => self.connected(now, granted),
+            client::Event::Connected(granted) => self.connected(granted),
             client::Event::Publish(arrival, token) => self.arrival(now, &arrival, token),
             client::Event::Acked { tag, refused } => {
                 if let Some(reason) = refused {
@@ -232,15 +264,7 @@ impl Room {
                 }
                 self.answered(|outbox| outbox.acked(tag));
             }
-            client::Event::Subscribed { refused } if refused.is_empty() => {
-                self.subscribed = true;
-                self.ready(now.unix_ms);
-            }
-            client::Event::Subscribed { .. } => {
-                log::error!("the broker refused the subscription to the requests; look at its access list");
-                self.resubscribe_at = Some(now.at + RESUBSCRIBE);
-                self.say("deaf");
-            }
+            client::Event::Subscribed { refused } => self.subscribed(now, &refused),
             client::Event::Lost(loss) => {
                 if loss == Loss::ArrivalTooLarge {
                     self.counters.oversize += 1;
@@ -252,9 +276,10 @@ impl Room {
         }
     }
 
-    fn connected(&mut self, now: Now, granted: Granted) {
+    fn connected(&mut self, granted: Granted) {
         self.counters.connects += 1;
         self.granted = Some(granted);
+        self.spoke_before = self.said.is_some();
         self.outbox.connected(granted.receive_max);
         let limit = self.reply_bytes_max();
         for taken in self.outbox.take_larger_than(limit) {
@@ -262,24 +287,62 @@ impl Room {
             let instead = taken.address.map(|address| address.too_large("", bytes, limit));
             self.send(instead, None, taken.answers);
         }
-        if granted.session_present && self.subscribed {
-            self.ready(now.unix_ms);
-        } else {
-            self.subscribe();
-        }
+        // Also where the session was kept: it may be one for other topics, and what others said about us in the
+        // meantime comes with the subscription only.
+        self.subscribe();
     }
 
     fn disconnected(&mut self) {
         self.granted = None;
+        self.subscribed = false;
         self.resubscribe_at = None;
         self.acknowledgements.forget();
         self.effects.retain(|effect| matches!(effect, Effect::Submit(..)));
     }
 
+    /// The requests, and at QoS 0, because nothing depends on them, our own statements: see [`own`](Room::own).
     fn subscribe(&mut self) {
-        let node = self.node();
-        let filter = Filter::Requests { node }.under(self.prefix()).to_string();
-        self.effects.push_back(Effect::Subscribe(vec![filter]));
+        let (node, prefix) = (self.node(), self.prefix());
+        let requests = Filter::Requests { node }.under(prefix).to_string();
+        let mut filters = vec![
+            (requests, Qos::AtLeastOnce),
+            (Topic::Status { node }.under(prefix).to_string(), Qos::AtMostOnce),
+            (format!("{prefix}/{node}/model/+/state"), Qos::AtMostOnce),
+            (format!("{prefix}/{node}/update/+/state"), Qos::AtMostOnce),
+        ];
+        filters.extend(self.shared().map(|shared| (shared, Qos::AtLeastOnce)));
+        self.effects.push_back(Effect::Subscribe(filters));
+    }
+
+    fn subscribed(&mut self, now: Now, refused: &[usize]) {
+        if let Some(group) = self.share_group.as_ref().filter(|_| refused.contains(&SHARED)) {
+            log::error!(group; "the broker refused the shared subscription; it may have none, or an access list");
+        }
+        if refused.contains(&REQUESTS) {
+            log::error!("the broker refused the subscription to the requests; look at its access list");
+            self.resubscribe_at = Some(now.at + RESUBSCRIBE);
+            self.say(DEAF);
+            return;
+        }
+        self.subscribed = true;
+        self.ready(now.unix_ms);
+    }
+
+    /// Our share of the requests for any node of a group.
+    fn shared(&self) -> Option<String> {
+        let group = Name::parse(self.share_group.as_ref()?).expect("the configuration has checked the group");
+        Some(Filter::SharedRequests { group }.under(self.prefix()).to_string())
+    }
+
+    /// Takes no more of the group's requests, and finishes what is in hand.
+    fn drain(&mut self) {
+        if self.leaving != Leaving::No {
+            return;
+        }
+        self.leaving = Leaving::Draining;
+        if self.granted.is_some() {
+            self.effects.extend(self.shared().map(Effect::Unsubscribe));
+        }
     }
 
     fn resubscribe(&mut self, now: Now) {
@@ -294,7 +357,7 @@ impl Room {
         if self.leaving != Leaving::No {
             return;
         }
-        self.say("ready");
+        self.say(READY);
         // The broker may have lost what it retained; topics of models that went meanwhile still have to be emptied.
         self.published.values_mut().for_each(|payload| *payload = Bytes::from_static(b"?"));
         self.publish_models(unix_ms);
@@ -304,6 +367,10 @@ impl Room {
         let pending = token.map(|token| self.acknowledgements.expect(token));
         if matches!(self.leaving, Leaving::Saying | Leaving::Closed) {
             // Unacknowledged, so the broker keeps it for our successor.
+            return;
+        }
+        if self.own(arrival) {
+            pending.into_iter().for_each(|pending| self.acknowledgements.answered(pending));
             return;
         }
         let types = &self.types;
@@ -324,6 +391,49 @@ impl Room {
                 log::debug!("a publish was dropped: {reason:?}");
                 pending.into_iter().for_each(|pending| self.acknowledgements.answered(pending));
             }
+        }
+    }
+
+    /// What the broker says about us, where it is ours to correct; true when the topic is one of our statements.
+    fn own(&mut self, arrival: &Arrival) -> bool {
+        match Topic::parse(self.prefix(), &arrival.topic) {
+            Ok(Topic::Status { node }) if node == self.node() => {
+                let status = serde_json::from_slice(&arrival.payload).unwrap_or_default();
+                self.own_status(&status, arrival.retain);
+                true
+            }
+            Ok(Topic::ModelState { node, .. } | Topic::UpdateState { node, .. }) if node == self.node() => {
+                if arrival.retain && !arrival.payload.is_empty() {
+                    self.published.entry(arrival.topic.clone()).or_insert(Bytes::from_static(b"?"));
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A will may come late, after the birth that followed it, and a clone may speak under our name.
+    fn own_status(&mut self, status: &Value, retained: bool) {
+        let boot = status["boot"].as_str().unwrap_or_default();
+        let present = matches!(status["state"].as_str(), Some(READY | DEAF));
+        let Some(said) = self.said else { return };
+        if !retained && !present {
+            self.say(said);
+        }
+        // What is retained may be our predecessor's; once we have spoken on an earlier connection, it isn't.
+        let other = boot != self.boot && present && (!retained || self.spoke_before);
+        if other && self.double.as_deref() != Some(boot) {
+            log::error!(boot; "another daemon calls itself {}; give each its own node id", self.exchange.node);
+            self.counters.doubles += 1;
+            self.double = Some(boot.to_owned());
+        }
+    }
+
+    /// Empties the retained states of models that went while we did not run.
+    fn clear_leftovers(&mut self, now: Now) {
+        let leftover = |payload: &Bytes| payload.as_ref() == b"?";
+        if now.at >= FIND_MODELS && self.subscribed && self.published.values().any(leftover) {
+            self.publish_models(now.unix_ms);
         }
     }
 
@@ -448,41 +558,29 @@ impl Room {
     /// Publishes the retained topics of the models that say something new; those of models that are gone are
     /// emptied, which deletes them.
     fn publish_models(&mut self, unix_ms: u64) {
-        let prefix = self.prefix().as_str().to_owned();
-        let under = Prefix::parse(&prefix).expect("it was one just now");
-        let mut current = BTreeMap::new();
-        let node = self.exchange.node.clone();
-        let node = Name::parse(&node).expect("the daemon has checked its node's name");
-        for (name, mut state) in model_states(&self.models) {
-            let Ok(model) = Name::parse(&name) else { continue };
-            let (since, _) = self
-                .since
-                .entry(name.clone())
-                .and_modify(|(since, known)| {
-                    if *known != state {
-                        (*since, *known) = (unix_ms, state.clone());
-                    }
-                })
-                .or_insert_with(|| (unix_ms, state.clone()));
-            state.insert("since".to_owned(), (*since).into());
-            let topic = Topic::ModelState { node, model }.under(under).to_string();
-            current.insert(topic, Bytes::from(Value::Object(state).to_string()));
+        let models = model_states(&self.models);
+        for (name, state) in &models {
+            let known = self.since.entry(name.clone()).or_insert_with(|| (unix_ms, state.clone()));
+            if known.1 != *state {
+                *known = (unix_ms, state.clone());
+            }
+        }
+        let about = About { node: self.node(), prefix: self.prefix() };
+        let limits = json!({ "request_bytes_max": self.exchange.request_bytes_max, "queue": self.queue });
+        let mut current = BTreeMap::from([about.description(&self.models, &limits)]);
+        let named = models.iter().filter_map(|(name, state)| Some((Name::parse(name).ok()?, state)));
+        current.extend(
+            named.map(|(model, state)| about.model_state(model, state, self.since[model.as_str()].0)),
+        );
+        if let Some(discovery) = &self.discovery_prefix {
+            let models = models.keys().filter_map(|name| Name::parse(name).ok());
+            current.extend(about.discovery(discovery, models));
         }
         for (name, update) in &self.updates {
             let Ok(model) = Name::parse(name) else { continue };
-            let topic = Topic::UpdateState { node, model }.under(under).to_string();
+            let topic = Topic::UpdateState { node: about.node, model }.under(about.prefix).to_string();
             current.insert(topic, Bytes::from(update.to_string()));
         }
-        let description = json!({
-            "node": node.as_str(),
-            "version": env!("CARGO_PKG_VERSION"),
-            "proto": tractd_wire::VERSION,
-            "formats": ["json", "postcard", "raw"],
-            "limits": { "request_bytes_max": self.exchange.request_bytes_max, "queue": self.queue },
-            "models": self.models,
-        });
-        let topic = Topic::Description { node }.under(under).to_string();
-        current.insert(topic, Bytes::from(description.to_string()));
 
         for topic in self.published.keys() {
             current.entry(topic.clone()).or_default();
@@ -490,15 +588,18 @@ impl Room {
         for (topic, payload) in &current {
             if self.published.get(topic) != Some(payload) {
                 let message = Message::notice(topic.clone(), payload.clone());
-                self.send(Some(message), None, Vec::new());
+                if self.send(Some(message), None, Vec::new()).is_none() {
+                    log::warn!(topic:% = topic; "a statement has no room in the outbox or is too large for the broker");
+                }
             }
         }
         current.retain(|_, payload| !payload.is_empty());
         self.published = current;
     }
 
-    fn metrics(&mut self, mut metrics: Value) {
-        if self.granted.is_none() {
+    /// Metrics, unless they come too soon for what a day may cost.
+    fn metrics(&mut self, now: Duration, mut metrics: Value) {
+        if self.granted.is_none() || now < self.metrics_due {
             return;
         }
         if let (Some(fields), Ok(counters)) = (metrics.as_object_mut(), serde_json::to_value(&self.counters))
@@ -512,12 +613,17 @@ impl Room {
             qos: Qos::AtMostOnce,
             properties: Properties::default(),
         };
-        if message.packet_bytes_max() <= self.reply_bytes_max() {
+        let bytes = message.packet_bytes_max();
+        // The first of a day comes at once, so the others share what it leaves.
+        let others = self.metrics_bytes_per_day.saturating_sub(bytes as u64).max(1);
+        self.metrics_due = now + DAY.mul_f64(bytes as f64 / others as f64).min(DAY);
+        if bytes <= self.reply_bytes_max() {
             self.effects.push_back(Effect::Publish(UNTRACKED, message));
         }
     }
 
-    fn say(&mut self, state: &str) {
+    fn say(&mut self, state: &'static str) {
+        self.said = Some(state);
         let message = self.status(state);
         self.send(Some(message), None, Vec::new());
     }
@@ -541,7 +647,7 @@ impl Room {
         match self.leaving {
             Leaving::Draining if self.jobs.is_empty() && self.outbox.is_empty() => {
                 self.leaving = Leaving::Saying;
-                self.say("offline");
+                self.say(OFFLINE);
             }
             Leaving::Saying if self.outbox.is_empty() && self.granted.is_some() => {
                 self.leaving = Leaving::Closed;
@@ -558,28 +664,6 @@ impl Room {
     fn prefix(&self) -> Prefix<'_> {
         Prefix::parse(&self.exchange.prefix).expect("the configuration has checked the prefix")
     }
-}
-
-/// What `model/<m>/state` says of each name. Of several versions the one that answers speaks; another one's trouble
-/// stands beside it as `last_error`.
-fn model_states(models: &[Value]) -> BTreeMap<String, Fields> {
-    let mut states: BTreeMap<String, Fields> = BTreeMap::new();
-    for model in models {
-        let Some(name) = model["name"].as_str() else { continue };
-        let known = states.entry(name.to_owned()).or_default();
-        if known.get("state").is_none_or(|state| state != "ready") {
-            for field in ["version", "digest", "signed", "state", "previous_version"] {
-                known.remove(field);
-                if let Some(value) = model.get(field) {
-                    known.insert(field.to_owned(), value.clone());
-                }
-            }
-        }
-        if let Some(reason) = model.get("reason") {
-            known.insert("last_error".to_owned(), reason.clone());
-        }
-    }
-    states
 }
 
 #[cfg(test)]

@@ -2,7 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod broker;
 mod client;
+mod contract;
+mod encrypted;
+mod faults;
+mod fleet;
+mod hazards;
+mod rights;
 mod site;
 
 use std::fs;

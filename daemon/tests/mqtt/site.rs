@@ -1,12 +1,15 @@
 //! A broker, a daemon and a folder for both; everything ends with the test.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tractd_wire as wire;
 
 use crate::client::Client;
 
@@ -24,8 +27,17 @@ pub(crate) struct Site {
 impl Site {
     /// Nothing runs yet. `version` is the protocol the daemon speaks.
     pub(crate) fn new(version: u8) -> Site {
+        Site::at(Site::free_port(), version)
+    }
+
+    /// A port nobody listens at.
+    pub(crate) fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    /// As [`new`](Site::new), with the broker at `port`.
+    pub(crate) fn at(port: u16, version: u8) -> Site {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         copy(&digits(), &dir.path().join("models/digits"));
         Site { dir, port, version, broker: None, daemon: None }
     }
@@ -42,9 +54,17 @@ impl Site {
     pub(crate) fn start_broker(&mut self, options: &str) {
         let config = self.dir.path().join("mosquitto.conf");
         let port = self.port;
-        let text =
-            format!("listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n{options}\n");
+        // Started by root it would become a user who can't read the test's folder.
+        let text = format!(
+            "user root\nlistener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n{options}\n"
+        );
         fs::write(&config, text).unwrap();
+        self.restart_broker();
+    }
+
+    /// Starts the broker with the configuration it had.
+    pub(crate) fn restart_broker(&mut self) {
+        let (config, port) = (self.dir.path().join("mosquitto.conf"), self.port);
         let program =
             ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"].into_iter().find(|p| Path::new(p).exists());
         let mut command = Command::new(program.unwrap_or("mosquitto"));
@@ -61,13 +81,22 @@ impl Site {
         end(self.broker.take());
     }
 
+    /// Lets the broker save what it has.
+    pub(crate) fn stop_broker_in_order(&mut self) {
+        let mut broker = self.broker.take().unwrap();
+        send(&broker, "TERM");
+        broker.wait().unwrap();
+    }
+
     pub(crate) fn start_daemon(&mut self, options: &str) {
+        self.start_daemon_at(&format!("mqtt://127.0.0.1:{}", self.port), options);
+    }
+
+    pub(crate) fn start_daemon_at(&mut self, url: &str, options: &str) {
         let dir = self.dir.path();
         let config = dir.join("tractd.toml");
-        let (port, version) = (self.port, self.version);
-        let text = format!(
-            "[mqtt]\nurl = \"mqtt://127.0.0.1:{port}\"\nversion = {version}\nkeep_alive_s = 5\n{options}\n"
-        );
+        let version = self.version;
+        let text = format!("[mqtt]\nurl = \"{url}\"\nversion = {version}\nkeep_alive_s = 5\n{options}\n");
         fs::write(&config, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tractd"));
         command.arg("--config").arg(&config);
@@ -82,6 +111,10 @@ impl Site {
         let mut child = self.daemon.take().unwrap();
         send(&child, signal);
         child.wait().unwrap();
+    }
+
+    pub(crate) fn signal_daemon(&self, signal: &str) {
+        send(self.daemon.as_ref().unwrap(), signal);
     }
 
     pub(crate) fn signal_broker(&self, signal: &str) {
@@ -103,6 +136,28 @@ impl Site {
             }
         }
         panic!("not ready:\n{}", self.log());
+    }
+
+    /// Whether that node's model is ready.
+    pub(crate) fn says_ready(&self, node: &str) -> bool {
+        let mut client = Client::connect(self.port, 4, "watch");
+        client.subscribe(&format!("tractd/v1/{node}/model/digits/state"));
+        client.receive(Duration::from_millis(200)).is_some_and(|said| said.json()["state"] == "ready")
+    }
+
+    /// Requests this site's daemon has taken in, by its own count.
+    pub(crate) fn requests(&self) -> u64 {
+        let mut stream = UnixStream::connect(self.dir.path().join("tractd.sock")).unwrap();
+        let mut out = [0; wire::FRAME_HEAD_MAX];
+        let length = wire::encode_query(1, &wire::Query { what: wire::What::Status }, &mut out).unwrap();
+        stream.write_all(&out[..length]).unwrap();
+        let mut header = [0; wire::HEADER_LEN];
+        stream.read_exact(&mut header).unwrap();
+        let header = wire::Header::parse(&header).unwrap();
+        let mut rest = vec![0; usize::from(header.head_len) + header.body_len as usize];
+        stream.read_exact(&mut rest).unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&rest[header.head_len.into()..]).unwrap();
+        status["requests"].as_u64().unwrap()
     }
 
     pub(crate) fn log(&self) -> String {

@@ -38,8 +38,12 @@ fn wrong_usage_ends_with_2() {
     refused(&["infer", "Digits!", "--image", "x.png"], 2, &["MODEL \"Digits!\""]);
     refused(&["infer", "digits", "--image", "a.png", "--input", "a.npy"], 2, &["cannot be used with"]);
     refused(&["infer", "digits", "--image", "a.png", "--json", "b.json"], 2, &["one input only"]);
-    refused(&["models", "--at", "somewhere"], 2, &["expected unix:PATH or mqtt://host[:port][/node]"]);
-    refused(&["models", "--at", "mqtt://broker"], 2, &["mosquitto_sub -h broker -p 1883"]);
+    refused(
+        &["models", "--at", "somewhere"],
+        2,
+        &["expected unix:PATH, mqtt://host[:port][/node] or mqtts://host[:port][/node]"],
+    );
+    refused(&["models", "--at", "mqtt://broker"], 2, &["tractctl watch --at mqtt://broker:1883"]);
     refused(&["registry", "publish", "digits"], 2, &["no MODEL@VERSION, as in digits@2"]);
     refused(&["fly"], 2, &["unrecognized subcommand 'fly'"]);
     let said = tractctl::<&str>(&[]);

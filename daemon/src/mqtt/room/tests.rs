@@ -96,7 +96,8 @@ fn granted(session_present: bool, packet_bytes_max: Option<u32>) -> client::Even
 fn sentence(effect: &Effect) -> String {
     match effect {
         Effect::Submit(job, request) => format!("submit {job} to {}", request.model),
-        Effect::Subscribe(filters) => format!("subscribe {}", filters.join(" ")),
+        Effect::Subscribe(filters) => format!("subscribe {}", filters[REQUESTS].0),
+        Effect::Unsubscribe(filter) => format!("unsubscribe {filter}"),
         Effect::Acknowledge(Token(token)) => format!("acknowledge {token}"),
         Effect::Close => "close".to_owned(),
         Effect::Publish(tag, message) => {
@@ -128,6 +129,8 @@ fn a_connection_subscribes_and_then_says_what_there_is() {
     (1..=3).for_each(|tag| bench.acked(tag));
     bench.lost();
     bench.link(connected(true));
+    assert_eq!(bench.effects(), ["subscribe tractd/v1/n1/req/#"]);
+    bench.link(client::Event::Subscribed { refused: vec![] });
     assert_eq!(bench.effects()[0], "publish 4: n1/status ready");
 }
 
@@ -190,6 +193,7 @@ fn a_reply_outlives_its_connection_and_a_repeated_request_is_not_worked_on_again
     bench.reply(2, Status::Ok);
     assert!(bench.effects().is_empty());
     bench.link(connected(true));
+    bench.link(client::Event::Subscribed { refused: vec![] });
     bench.settle();
     // The broker delivers both again, under ids of the new connection.
     bench.request("/a", Some(1));
@@ -337,9 +341,10 @@ fn only_what_changed_about_the_models_is_published() {
     bench.lost();
     bench.handle(Event::Models(json!({ "models": [{ "name": "a", "version": 1, "state": "serving" }] })));
     bench.link(connected(true));
+    bench.link(client::Event::Subscribed { refused: vec![] });
     let said = bench.effects();
     assert_eq!(
-        said[1..],
+        said[2..],
         ["publish 9: n1/description", "publish 10: n1/model/a/state serving", "publish 11: n1/model/b/state",]
     );
 }
@@ -401,4 +406,113 @@ fn metrics_carry_the_counters_and_are_not_kept_for_later() {
     assert_eq!((&metrics["jobs"], &metrics["mqtt"]["connects"]), (&json!(3), &json!(1)));
     assert_eq!((message.qos, message.retain), (Qos::AtMostOnce, false));
     assert_eq!(bench.room.effect(), None);
+}
+
+fn said_about_us(state: &str, boot: &str, retain: bool) -> Arrival {
+    Arrival {
+        topic: "tractd/v1/n1/status".to_owned(),
+        payload: format!(r#"{{"state":"{state}","boot":"{boot}"}}"#).into(),
+        retain,
+        ..arrival("", Qos::AtMostOnce)
+    }
+}
+
+#[test]
+fn a_late_will_is_contradicted_once() {
+    let mut bench = Bench::ready();
+    bench.publish(&said_about_us("lost", "b007", false), None);
+    assert_eq!(bench.effects(), ["publish 3: n1/status ready"]);
+    bench.publish(&said_about_us("ready", "b007", false), None);
+    // What the broker kept from before is our predecessor's, and overwritten by what we just said.
+    bench.publish(&said_about_us("lost", "0ld", true), None);
+    assert!(bench.effects().is_empty());
+}
+
+#[test]
+fn another_daemon_under_our_name_is_noticed() {
+    let mut bench = Bench::ready();
+    bench.publish(&said_about_us("ready", "0ld", true), None);
+    assert_eq!(bench.room.counters.doubles, 0, "our predecessor, killed");
+    bench.publish(&said_about_us("ready", "d0b1", false), None);
+    bench.publish(&said_about_us("ready", "d0b1", false), None);
+    assert_eq!(bench.room.counters.doubles, 1);
+    assert!(bench.effects().is_empty(), "two that contradict each other would never end");
+    bench.lost();
+    bench.link(connected(true));
+    bench.publish(&said_about_us("ready", "7h1rd", true), None);
+    assert_eq!(bench.room.counters.doubles, 2, "it spoke while we were away");
+}
+
+#[test]
+fn states_of_models_that_went_while_we_did_not_run_are_emptied() {
+    let mut bench = Bench::ready();
+    bench.handle(Event::Models(json!({ "models": [{ "name": "m", "version": 1, "state": "ready" }] })));
+    bench.settle();
+    for model in ["m", "gone"] {
+        let topic = format!("tractd/v1/n1/model/{model}/state");
+        let payload = Bytes::from_static(b"{}");
+        let kept = Arrival { topic, payload, retain: true, ..arrival("", Qos::AtMostOnce) };
+        bench.publish(&kept, None);
+    }
+    bench.handle(Event::Tick);
+    assert!(bench.effects().is_empty(), "the daemon may not have found all its models yet");
+    bench.ms = 10_000;
+    bench.handle(Event::Tick);
+    assert_eq!(bench.effects(), ["publish 5: n1/model/gone/state"]);
+    bench.handle(Event::Tick);
+    assert!(bench.effects().is_empty());
+}
+
+#[test]
+fn a_member_of_a_group_takes_no_more_of_its_requests_when_it_leaves() {
+    let config = Config { share_group: Some("line".to_owned()), ..Config::default() };
+    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", "b007".to_owned());
+    room.will();
+    let mut bench = Bench { room, ms: 0 };
+    bench.link(connected(false));
+    let Some(Effect::Subscribe(filters)) = bench.room.effect() else { panic!() };
+    assert_eq!(filters[SHARED], ("$share/line/tractd/v1/_any/req/#".to_owned(), Qos::AtLeastOnce));
+    bench.link(client::Event::Subscribed { refused: vec![] });
+    bench.settle();
+    let shared =
+        Arrival { topic: "tractd/v1/_any/req/m/raw/cam/a".to_owned(), ..arrival("", Qos::AtLeastOnce) };
+    bench.publish(&shared, Some(1));
+    assert_eq!(bench.effects(), ["submit 1 to m"]);
+    bench.handle(Event::Drain);
+    assert_eq!(bench.effects(), ["unsubscribe $share/line/tractd/v1/_any/req/#"]);
+    bench.reply(1, Status::Ok);
+    assert_eq!(bench.effects(), ["publish 3: _res/cam/a 200"]);
+}
+
+#[test]
+fn metrics_keep_to_what_a_day_may_cost() {
+    let config = Config { metrics_bytes_per_day: 64 << 10, ..Config::default() };
+    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", "b007".to_owned());
+    room.will();
+    let mut bench = Bench { room, ms: 0 };
+    bench.greet();
+    let mut bytes = 0;
+    for minute in 0..24 * 60 {
+        bench.ms = minute * 60_000;
+        bench.handle(Event::Metrics(json!({ "filler": "x".repeat(1000) })));
+        while let Some(effect) = bench.room.effect() {
+            let Effect::Publish(0, message) = effect else { panic!("{effect:?}") };
+            bytes += message.packet_bytes_max();
+        }
+    }
+    assert!((50_000..=65_536).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn home_assistant_is_told_when_asked_for_and_forgets_models_that_go() {
+    let config = Config { discovery_prefix: Some("ha".to_owned()), ..Config::default() };
+    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", "b007".to_owned());
+    room.will();
+    let mut bench = Bench { room, ms: 0 };
+    bench.handle(Event::Models(json!({ "models": [{ "name": "m", "version": 1, "state": "ready" }] })));
+    bench.greet();
+    bench.handle(Event::Models(json!({ "models": [] })));
+    let said = bench.effects();
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(said[0].ends_with("ha/sensor/tractd_n1/model_m/config"), "{said:?}");
 }

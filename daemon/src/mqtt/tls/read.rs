@@ -1,0 +1,94 @@
+//! The files of TLS, read and checked.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use super::Files;
+use crate::mqtt::client::Loss;
+
+/// Longest file of certificates or keys read, in bytes: a system's whole list of authorities has about 250 kB.
+const PEM_BYTES_MAX: u64 = 4 << 20;
+
+impl Files {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// A file can't be read or holds nothing usable, or the key is not the certificate's.
+    pub(in crate::mqtt) fn read(&self) -> Result<Arc<ClientConfig>, Loss> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring has the cipher suites of both versions")
+            .with_root_certificates(self.roots()?);
+        let Some((certificate, key)) = &self.client else {
+            return Ok(Arc::new(builder.with_no_client_auth()));
+        };
+        let chain = certificates(certificate)?;
+        let pem = read(key)?;
+        let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| broken(key, error))?;
+        let config =
+            builder.with_client_auth_cert(chain, secret).map_err(|error| broken(certificate, error))?;
+        Ok(Arc::new(config))
+    }
+
+    fn roots(&self) -> Result<RootCertStore, Loss> {
+        let mut roots = RootCertStore::empty();
+        let Some(ca) = &self.ca else {
+            let system = rustls_native_certs::load_native_certs();
+            let (taken, _) = roots.add_parsable_certificates(system.certs);
+            if taken == 0 {
+                let why = "no authority found on this system; name one with mqtt.ca_file";
+                return Err(Loss::Broken(why.to_owned()));
+            }
+            return Ok(roots);
+        };
+        for certificate in certificates(ca)? {
+            roots.add(certificate).map_err(|error| broken(ca, error))?;
+        }
+        Ok(roots)
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Loss> {
+    let pem = read(path)?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let certificates = certificates.map_err(|error| broken(path, error))?;
+    if certificates.is_empty() { Err(broken(path, "holds no certificate")) } else { Ok(certificates) }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Loss> {
+    let length = fs::metadata(path).map_err(|error| broken(path, error))?.len();
+    if length > PEM_BYTES_MAX {
+        return Err(broken(path, format!("{length} bytes are no certificate")));
+    }
+    fs::read(path).map_err(|error| broken(path, error))
+}
+
+fn broken(path: &Path, what: impl std::fmt::Display) -> Loss {
+    Loss::Broken(format!("{}: {what}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("empty.pem"), "nothing\n").unwrap();
+        let refused = |files: &Files| match files.read() {
+            Err(Loss::Broken(why)) => why.replace(&dir.path().display().to_string(), ""),
+            other => panic!("{other:?}"),
+        };
+        let files = Files { ca: Some(path("absent.pem")), client: None };
+        assert_eq!(refused(&files), "/absent.pem: No such file or directory (os error 2)");
+        let files = Files { ca: Some(path("empty.pem")), client: None };
+        assert_eq!(refused(&files), "/empty.pem: holds no certificate");
+    }
+}
