@@ -2,7 +2,7 @@
 
 use crate::{
     Answer, DecodeError, FrameError, HEAD_LEN_MAX, HEADER_LEN, HeaderError, Kind, MAGIC, Query, Reply,
-    Request, VERSION, decode_answer, decode_query, decode_reply, decode_request,
+    ReplyView, Request, VERSION, decode_answer, decode_query, decode_reply, decode_request,
 };
 
 /// The first 20 bytes of a frame, little-endian:
@@ -114,6 +114,15 @@ impl<'a> Frame<'a> {
     pub fn reply(&self) -> Result<Reply<'a>, DecodeError> {
         self.want(Kind::Reply)?;
         decode_reply(self.head, self.header.body_len)
+    }
+
+    /// Reads the head as a reply, in place.
+    ///
+    /// # Errors
+    /// [`DecodeError`], also when the frame is of another kind.
+    pub fn reply_view(&self) -> Result<ReplyView<'a>, DecodeError> {
+        self.want(Kind::Reply)?;
+        ReplyView::parse(self.head, self.body)
     }
 
     /// Reads the head as a query.

@@ -5,15 +5,15 @@
 //! Each struct is written down once and used in both directions: lists are borrowed slices on the way out and
 //! vectors of a fixed capacity on the way in.
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq};
 
 #[cfg(test)]
 mod schema;
 
 use crate::{
     Answer, CLASSES_MAX, Class, Content, DETAIL_LEN_MAX, DType, DecodeError, EncodeError, HEAD_LEN_MAX,
-    HEADER_LEN, Header, Invalid, Kind, LABEL_LEN_MAX, Priority, Query, Reply, Request, Selector, Shape,
-    Status, TENSOR_NAME_LEN_MAX, TENSORS_MAX, TensorDesc, Want, What, body_len,
+    HEADER_LEN, Header, Invalid, Kind, LABEL_LEN_MAX, Priority, Query, RANK_MAX, Reply, Request, Selector,
+    Shape, Status, TENSOR_NAME_LEN_MAX, TENSORS_MAX, TensorDesc, TensorRef, Want, What,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -84,6 +84,21 @@ pub fn encode_request(
     body_len: u32,
     out: &mut [u8],
 ) -> Result<usize, EncodeError> {
+    let tensors = request.tensors.iter().map(TensorDesc::as_ref);
+    encode_request_from(id, &with_tensors(request, tensors), body_len, out)
+}
+
+/// The same for tensors whose descriptions lie elsewhere, in flash for example: they are gone over several times and
+/// never copied.
+///
+/// # Errors
+/// As [`encode_request`]; also [`Invalid::TooMany`] for more tensors or dimensions than a reader takes.
+pub fn encode_request_from<'t>(
+    id: u64,
+    request: &Request<'_, impl Iterator<Item = TensorRef<'t>> + Clone>,
+    body_len: u32,
+    out: &mut [u8],
+) -> Result<usize, EncodeError> {
     check_request(request, body_len)?;
     let message = RequestV1 {
         model: request.model,
@@ -93,7 +108,7 @@ pub fn encode_request(
         want: request.want.number(),
         stream: request.stream,
         sequence: request.sequence,
-        tensors: TensorList(&request.tensors),
+        tensors: TensorList(request.tensors.clone()),
     };
     write(Kind::Request, id, &message, body_len, out)
 }
@@ -116,7 +131,7 @@ pub fn encode_reply(id: u64, reply: &Reply<'_>, body_len: u32, out: &mut [u8]) -
         post_us: reply.post_us,
         retry_after_ms: reply.retry_after_ms,
         detail: reply.detail,
-        tensors: TensorList(&reply.tensors),
+        tensors: TensorList(reply.tensors.iter().map(TensorDesc::as_ref)),
         classes: ClassList(&reply.classes),
     };
     write(Kind::Reply, id, &message, body_len, out)
@@ -161,7 +176,7 @@ pub fn decode_request(head: &[u8], body_len: u32) -> Result<Request<'_>, DecodeE
         sequence: message.sequence,
         tensors: list(&message.tensors, tensor)?,
     };
-    check_request(&request, body_len)?;
+    check_request(&with_tensors(&request, request.tensors.iter().map(TensorDesc::as_ref)), body_len)?;
     Ok(request)
 }
 
@@ -266,7 +281,15 @@ fn tensor<'a>(tensor: &TensorV1<'a, Shape>) -> Result<TensorDesc<'a>, DecodeErro
     Ok(TensorDesc { name: tensor.name, dtype, shape: tensor.shape.clone() })
 }
 
-fn check_request(request: &Request<'_>, body_len: u32) -> Result<(), Invalid> {
+fn with_tensors<'a, T>(request: &Request<'a>, tensors: T) -> Request<'a, T> {
+    let &Request { model, deadline_ms, priority, content, want, stream, sequence, .. } = request;
+    Request { model, deadline_ms, priority, content, want, stream, sequence, tensors }
+}
+
+fn check_request<'t>(
+    request: &Request<'_, impl Iterator<Item = TensorRef<'t>> + Clone>,
+    body_len: u32,
+) -> Result<(), Invalid> {
     Selector::parse(request.model)?;
     for (field, value) in [("stream", request.stream), ("sequence", request.sequence)] {
         if value != 0 {
@@ -274,8 +297,8 @@ fn check_request(request: &Request<'_>, body_len: u32) -> Result<(), Invalid> {
         }
     }
     match request.content {
-        Content::Tensors => check_tensors(&request.tensors, body_len),
-        Content::Media if !request.tensors.is_empty() => Err(Invalid::MediaWithTensors),
+        Content::Tensors => check_tensors(request.tensors.clone(), body_len),
+        Content::Media if request.tensors.clone().next().is_some() => Err(Invalid::MediaWithTensors),
         Content::Media if body_len == 0 => Err(Invalid::MediaMissing),
         Content::Media => Ok(()),
     }
@@ -289,14 +312,25 @@ fn check_reply(reply: &Reply<'_>, body_len: u32) -> Result<(), Invalid> {
     for class in &reply.classes {
         check_len("label", class.label, LABEL_LEN_MAX)?;
     }
-    check_tensors(&reply.tensors, body_len)
+    check_tensors(reply.tensors.iter().map(TensorDesc::as_ref), body_len)
 }
 
-fn check_tensors(tensors: &[TensorDesc<'_>], body_len: u32) -> Result<(), Invalid> {
+fn check_tensors<'t>(tensors: impl Iterator<Item = TensorRef<'t>>, body_len: u32) -> Result<(), Invalid> {
+    let mut described = 0_u32;
+    let mut count = 0;
     for tensor in tensors {
+        count += 1;
+        check_count("tensors", count, TENSORS_MAX)?;
+        check_count("dimensions", tensor.shape.len(), RANK_MAX)?;
         check_len("tensor name", tensor.name, TENSOR_NAME_LEN_MAX)?;
+        let sum = tensor.byte_len().and_then(|len| described.checked_add(len));
+        described = sum.ok_or(Invalid::TensorsTooLarge)?;
     }
-    check_body(self::body_len(tensors).ok_or(Invalid::TensorsTooLarge)?, body_len)
+    check_body(described, body_len)
+}
+
+fn check_count(field: &'static str, len: usize, max: usize) -> Result<(), Invalid> {
+    if len <= max { Ok(()) } else { Err(Invalid::TooMany { field, len, max }) }
 }
 
 fn check_body(described: u32, body: u32) -> Result<(), Invalid> {
@@ -307,15 +341,16 @@ fn check_len(field: &'static str, text: &str, max: usize) -> Result<(), Invalid>
     if text.len() <= max { Ok(()) } else { Err(Invalid::TooLong { field, len: text.len(), max }) }
 }
 
-struct TensorList<'a>(&'a [TensorDesc<'a>]);
+struct TensorList<T>(T);
 
-impl Serialize for TensorList<'_> {
+impl<'t, T: Iterator<Item = TensorRef<'t>> + Clone> Serialize for TensorList<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(|tensor| TensorV1 {
-            name: tensor.name,
-            dtype: tensor.dtype.number(),
-            shape: tensor.shape.as_slice(),
-        }))
+        // Counted, because postcard writes the number first and an iterator's hint may be vague.
+        let mut list = serializer.serialize_seq(Some(self.0.clone().count()))?;
+        for TensorRef { name, dtype, shape } in self.0.clone() {
+            list.serialize_element(&TensorV1 { name, dtype: dtype.number(), shape })?;
+        }
+        list.end()
     }
 }
 

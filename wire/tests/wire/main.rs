@@ -9,4 +9,5 @@ mod header;
 mod hostile;
 mod refusals;
 mod round_trip;
+mod serial;
 mod vectors;
