@@ -98,6 +98,14 @@ impl<'a> Frame<'a> {
             .ok_or(FrameError::Length { found: bytes.len(), announced: header.frame_len(), id: header.id })
     }
 
+    /// The same for bytes of which it is known that they are one frame, and so without a reason where they are not.
+    pub fn checked(bytes: &'a [u8]) -> Option<Self> {
+        let (header, rest) = bytes.split_first_chunk()?;
+        let header = Header::parse(header).ok()?;
+        let (head, body) = rest.split_at_checked(header.head_len.into())?;
+        (body.len() as u64 == u64::from(header.body_len)).then_some(Self { header, head, body })
+    }
+
     /// Reads the head as a request.
     ///
     /// # Errors

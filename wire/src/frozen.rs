@@ -2,13 +2,16 @@
 //! structs, so that a field added, moved or retyped would be misread silently. A change is a `…V2` and a new
 //! [`VERSION`](crate::VERSION); `tests/golden` and the schema test below hold it to that.
 //!
-//! Each struct is written down once and used in both directions: lists are borrowed slices on the way out and
-//! vectors of a fixed capacity on the way in.
+//! Lists are iterators on the way out and vectors of a fixed capacity on the way in. The two messages that
+//! microcontrollers need have code of their own beside serde's, [`encode_request_from`] and
+//! [`ReplyView`](crate::ReplyView); tests hold them to these structs.
 
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq};
 
 #[cfg(test)]
 mod schema;
+
+use crate::writer::Writer;
 
 use crate::{
     Answer, CLASSES_MAX, Class, Content, DETAIL_LEN_MAX, DType, DecodeError, EncodeError, HEAD_LEN_MAX,
@@ -16,7 +19,9 @@ use crate::{
     Shape, Status, TENSOR_NAME_LEN_MAX, TENSORS_MAX, TensorDesc, TensorRef, Want, What,
 };
 
-#[derive(Serialize, Deserialize)]
+/// Written by hand in [`encode_request_from`], which microcontrollers carry: by serde it takes twice the space.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
 struct RequestV1<'a, T> {
     model: &'a str,
     deadline_ms: u32,
@@ -100,17 +105,23 @@ pub fn encode_request_from<'t>(
     out: &mut [u8],
 ) -> Result<usize, EncodeError> {
     check_request(request, body_len)?;
-    let message = RequestV1 {
-        model: request.model,
-        deadline_ms: request.deadline_ms,
-        priority: request.priority.number(),
-        content: request.content.number(),
-        want: request.want.number(),
-        stream: request.stream,
-        sequence: request.sequence,
-        tensors: TensorList(request.tensors.clone()),
-    };
-    write(Kind::Request, id, &message, body_len, out)
+    let (header, rest) = out.split_first_chunk_mut::<HEADER_LEN>().ok_or(EncodeError::Buffer)?;
+    let mut head = Writer::new(rest);
+    head.text(request.model);
+    head.number(request.deadline_ms);
+    head.bytes(&[request.priority.number(), request.content.number(), request.want.number()]);
+    head.number(request.stream);
+    head.number(request.sequence);
+    head.number(request.tensors.clone().count() as u32);
+    for tensor in request.tensors.clone() {
+        head.text(tensor.name);
+        head.bytes(&[tensor.dtype.number()]);
+        head.number(tensor.shape.len() as u32);
+        tensor.shape.iter().for_each(|&dim| head.number(dim));
+    }
+    let head_len = head.end().ok_or(EncodeError::Buffer)?;
+    *header = Header { kind: Kind::Request, head_len, body_len, id }.to_bytes();
+    Ok(HEADER_LEN + usize::from(head_len))
 }
 
 /// Writes header and head of a reply; the bytes of its tensors follow, written by the caller.

@@ -29,6 +29,7 @@ mod name;
 pub mod serial;
 pub mod topic;
 mod view;
+mod writer;
 
 pub use code::{Content, DType, Kind, Priority, Status, Want, What};
 pub use error::{DecodeError, EncodeError, FrameError, HeaderError, Invalid};

@@ -22,7 +22,7 @@
 //!
 //! [COBS]: https://doi.org/10.1109/90.769765
 
-use core::{cmp::Ordering, iter};
+use core::cmp::Ordering;
 
 use cobs::{CobsEncoder, DecodeResult, DecoderState};
 use crc::{CRC_16_IBM_3740, Crc, NoTable};
@@ -76,7 +76,9 @@ impl Hello {
         let [f0, f1, f2, f3] = self.frame_max.to_le_bytes();
         let [s0, s1, s2, s3] = self.session.to_le_bytes();
         let payload = [self.answer.into(), self.payload_max, 0, 0, f0, f1, f2, f3, s0, s1, s2, s3];
-        packet(HELLO, VERSION, iter::once(payload.as_slice()), out)
+        let mut packet = Packet::start(HELLO, VERSION, out);
+        packet.push(&payload);
+        close(packet.end(), out)
     }
 
     fn decode(payload: &[u8; HELLO_LEN]) -> Option<Self> {
@@ -130,43 +132,63 @@ impl Sender {
         let first = if self.sent == 0 { FIRST } else { 0 };
         let last = if len == left { LAST } else { 0 };
 
+        let mut packet = Packet::start(DATA, first | last | self.number & NUMBER, out);
         let (mut skip, mut missing) = (self.sent, len);
-        let payload = pieces.map(|piece| {
+        for piece in pieces {
             let start = skip.min(piece.len());
             skip -= start;
             let part = piece.get(start..).unwrap_or_default();
             let part = part.get(..missing).unwrap_or(part);
             missing -= part.len();
-            part
-        });
-        let written = packet(DATA, first | last | self.number & NUMBER, payload, out)?;
+            packet.push(part);
+        }
+        let written = close(packet.end(), out)?;
         self.sent = self.sent.saturating_add(len);
         self.number = self.number.wrapping_add(1);
         Ok(written)
     }
 }
 
-/// Writes one packet and says how many bytes it has.
-fn packet<'p>(
-    kind: u8,
-    flags: u8,
-    payload: impl Iterator<Item = &'p [u8]>,
-    out: &mut [u8],
-) -> Result<usize, EncodeError> {
-    let (zero, content) = out.split_first_mut().ok_or(EncodeError::Buffer)?;
-    *zero = 0;
-    let mut cobs = CobsEncoder::new(content);
-    let mut check = CRC_START;
-    let mut push = |bytes: &[u8]| {
-        check = crc(check, bytes);
-        cobs.push(bytes).map_err(|_| EncodeError::Buffer).map(|()| check)
-    };
-    let mut sum = push(&[kind, flags])?;
-    for piece in payload {
-        sum = push(piece)?;
+/// A packet being written into the caller's buffer.
+struct Packet<'o> {
+    cobs: CobsEncoder<'o>,
+    check: u16,
+    /// Whether everything found room.
+    fits: bool,
+}
+
+impl<'o> Packet<'o> {
+    fn start(kind: u8, flags: u8, out: &'o mut [u8]) -> Self {
+        let content = match out {
+            [zero, content @ ..] => {
+                *zero = 0;
+                content
+            }
+            [] => &mut [],
+        };
+        let mut packet = Self { cobs: CobsEncoder::new(content), check: CRC_START, fits: true };
+        packet.push(&[kind, flags]);
+        packet
     }
-    push(&sum.to_be_bytes())?;
-    let len = 1 + cobs.finalize();
+
+    #[inline(never)]
+    fn push(&mut self, bytes: &[u8]) {
+        self.check = crc(self.check, bytes);
+        self.fits &= self.cobs.push(bytes).is_ok();
+    }
+
+    /// Bytes before the closing zero; none when they found no room.
+    fn end(mut self) -> Option<usize> {
+        self.push(&self.check.to_be_bytes());
+        let Self { cobs, fits, .. } = self;
+        let len = 1 + cobs.finalize();
+        fits.then_some(len)
+    }
+}
+
+/// Writes the closing zero of a packet and says how many bytes it has.
+fn close(len: Option<usize>, out: &mut [u8]) -> Result<usize, EncodeError> {
+    let len = len.ok_or(EncodeError::Buffer)?;
     *out.get_mut(len).ok_or(EncodeError::Buffer)? = 0;
     Ok(len + 1)
 }
@@ -330,9 +352,10 @@ impl Receiver {
 
 /// The frame that [`Event::Frame`] told of.
 pub fn frame(buffer: &[u8], len: usize) -> Option<Frame<'_>> {
-    buffer.get(..len).and_then(|bytes| Frame::parse(bytes, u32::MAX).ok())
+    Frame::checked(buffer.get(..len)?)
 }
 
+#[inline(never)]
 fn crc(start: u16, bytes: &[u8]) -> u16 {
     let mut digest = CRC.digest_with_initial(start);
     digest.update(bytes);

@@ -70,42 +70,48 @@ impl<'a> ReplyView<'a> {
     ///
     /// # Errors
     /// [`DecodeError`], in the same cases as [`decode_reply`](crate::decode_reply).
+    #[inline(always)]
     pub fn parse(head: &'a [u8], body: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut cursor = Cursor(head);
-        let status = cursor.varint(u16::BITS)? as u16;
-        let status =
-            Status::from_number(status).ok_or(DecodeError::Number { field: "status", number: status })?;
+        let mut cursor = Cursor::new(head);
+        let mut described = Some(0_u32);
         let view = Self {
-            status,
-            model: cursor.text()?,
-            version: cursor.varint(u64::BITS)?,
-            digest: cursor.array()?,
-            signed: cursor.bool()?,
-            queue_us: cursor.u32()?,
-            pre_us: cursor.u32()?,
-            infer_us: cursor.u32()?,
-            post_us: cursor.u32()?,
-            retry_after_ms: cursor.u32()?,
-            detail: cursor.limited("detail", DETAIL_LEN_MAX)?,
-            tensors: cursor.list(TENSORS_MAX, |cursor| cursor.tensor().map(drop))?,
-            classes: cursor.list(CLASSES_MAX, |cursor| cursor.class().map(drop))?,
+            status: cursor.status(),
+            model: cursor.text(),
+            version: cursor.varint(u64::BITS),
+            digest: cursor.array(&[0; 32]),
+            signed: cursor.bool(),
+            queue_us: cursor.u32(),
+            pre_us: cursor.u32(),
+            infer_us: cursor.u32(),
+            post_us: cursor.u32(),
+            retry_after_ms: cursor.u32(),
+            detail: cursor.limited("detail", DETAIL_LEN_MAX),
+            tensors: cursor.list(TENSORS_MAX, |cursor| {
+                let tensor = cursor.tensor();
+                described = described.and_then(|sum| sum.checked_add(tensor.byte_len?));
+            }),
+            classes: cursor.list(CLASSES_MAX, |cursor| {
+                cursor.class();
+            }),
             body,
         };
-        if !cursor.0.is_empty() {
-            return Err(DecodeError::Rest { len: cursor.0.len() });
-        }
+        cursor.end()?;
         if !view.model.is_empty() {
             Selector::parse(view.model).map_err(Invalid::from)?;
         }
-        view.check_body()?;
+        let described = described.ok_or(Invalid::TensorsTooLarge)?;
+        if described as usize != body.len() {
+            let body = u32::try_from(body.len()).unwrap_or(u32::MAX);
+            return Err(Invalid::BodyLen { described, body }.into());
+        }
         Ok(view)
     }
 
     /// The output tensors with their bytes, in their order; at most [`TENSORS_MAX`].
     pub fn tensors(&self) -> impl Iterator<Item = TensorView<'a>> + use<'a> {
         let mut body = self.body;
-        self.tensors.items(Cursor::tensor).map_while(move |(name, dtype, shape)| {
-            let (data, rest) = body.split_at_checked(byte_len(dtype, shape)? as usize)?;
+        self.tensors.items(Cursor::tensor).map_while(move |Tensor { name, dtype, shape, byte_len }| {
+            let (data, rest) = body.split_at_checked(byte_len? as usize)?;
             body = rest;
             Some(TensorView { name, dtype, shape, data })
         })
@@ -114,17 +120,6 @@ impl<'a> ReplyView<'a> {
     /// The best classes, best first; at most [`CLASSES_MAX`].
     pub fn classes(&self) -> impl Iterator<Item = Class<'a>> + use<'a> {
         self.classes.items(Cursor::class)
-    }
-
-    fn check_body(&self) -> Result<(), Invalid> {
-        let lengths = self.tensors.items(Cursor::tensor).map(|(_, dtype, shape)| byte_len(dtype, shape));
-        let mut described = 0_u32;
-        for len in lengths {
-            let sum = len.and_then(|len| described.checked_add(len));
-            described = sum.ok_or(Invalid::TensorsTooLarge)?;
-        }
-        let body = u32::try_from(self.body.len()).unwrap_or(u32::MAX);
-        if described == body { Ok(()) } else { Err(Invalid::BodyLen { described, body }) }
     }
 }
 
@@ -135,129 +130,167 @@ impl<'a> ShapeView<'a> {
     }
 }
 
-/// Bytes of a tensor; none when no body could hold it. A dimension of 0 makes it 0 bytes, however large the others.
-fn byte_len(dtype: DType, shape: ShapeView<'_>) -> Option<u32> {
-    let mut len = Some(dtype.size() as u32);
-    for dim in shape.iter() {
-        if dim == 0 {
-            return Some(0);
-        }
-        len = len.and_then(|len| len.checked_mul(dim));
-    }
-    len
-}
-
 impl<'a> List<'a> {
-    /// The items; all of them, because the list was checked when it was read.
-    fn items<T>(
-        self,
-        read: fn(&mut Cursor<'a>) -> Result<T, DecodeError>,
-    ) -> impl Iterator<Item = T> + use<'a, T> {
-        let mut cursor = Cursor(self.bytes);
-        (0..self.len).map_while(move |_| read(&mut cursor).ok())
+    /// The items; all of them are right, because the list was checked when it was read.
+    fn items<T>(self, read: fn(&mut Cursor<'a>) -> T) -> impl Iterator<Item = T> + use<'a, T> {
+        let mut cursor = Cursor::new(self.bytes);
+        (0..self.len).map(move |_| read(&mut cursor))
     }
 }
 
-/// What is left of a head.
-struct Cursor<'a>(&'a [u8]);
+/// What a reply says of a tensor.
+struct Tensor<'a> {
+    name: &'a str,
+    dtype: DType,
+    shape: ShapeView<'a>,
+    /// None when no body could hold it.
+    byte_len: Option<u32>,
+}
+
+/// What is left of a head, and the first thing wrong with it: a wrong field reads as zero or empty and ends the head,
+/// so that a look at the error once, at the end, is enough. Firmware pays for every early return.
+struct Cursor<'a> {
+    rest: &'a [u8],
+    error: Option<DecodeError>,
+}
 
 impl<'a> Cursor<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(DecodeError::Truncated)?;
-        self.0 = rest;
-        Ok(taken)
+    fn new(rest: &'a [u8]) -> Self {
+        Self { rest, error: None }
     }
 
-    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], DecodeError> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(DecodeError::Truncated)?;
-        self.0 = rest;
-        Ok(taken)
+    fn fail(&mut self, error: DecodeError) {
+        self.rest = &[];
+        self.error.get_or_insert(error);
     }
 
-    fn byte(&mut self) -> Result<u8, DecodeError> {
-        self.array::<1>().map(|&[byte]| byte)
-    }
-
-    fn bool(&mut self) -> Result<bool, DecodeError> {
-        match self.byte()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(DecodeError::Overflow),
+    fn end(self) -> Result<(), DecodeError> {
+        match (self.error, self.rest.len()) {
+            (Some(error), _) => Err(error),
+            (None, 0) => Ok(()),
+            (None, len) => Err(DecodeError::Rest { len }),
         }
+    }
+
+    #[inline(never)]
+    fn take(&mut self, len: usize) -> &'a [u8] {
+        match self.rest.split_at_checked(len) {
+            Some((taken, rest)) => {
+                self.rest = rest;
+                taken
+            }
+            None => {
+                self.fail(DecodeError::Truncated);
+                &[]
+            }
+        }
+    }
+
+    fn array<const N: usize>(&mut self, absent: &'a [u8; N]) -> &'a [u8; N] {
+        self.take(N).first_chunk().unwrap_or(absent)
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.take(1).first().copied().unwrap_or(0)
+    }
+
+    fn bool(&mut self) -> bool {
+        let byte = self.byte();
+        if byte > 1 {
+            self.fail(DecodeError::Overflow);
+        }
+        byte == 1
     }
 
     /// A number of at most `bits` bits, 7 to a byte, lowest first.
     #[inline(never)]
-    fn varint(&mut self, bits: u32) -> Result<u64, DecodeError> {
+    fn varint(&mut self, bits: u32) -> u64 {
         let mut value = 0;
-        let mut shift = 0;
-        while shift < bits {
-            let byte = self.byte()?;
+        for shift in (0..bits).step_by(7) {
+            let byte = self.byte();
             let low = u64::from(byte & 0x7f);
             if bits - shift < 7 && low >> (bits - shift) != 0 {
-                return Err(DecodeError::Overflow);
+                break;
             }
             value |= low << shift;
             if byte & 0x80 == 0 {
-                return Ok(value);
+                return value;
             }
-            shift += 7;
         }
-        Err(DecodeError::Overflow)
-    }
-
-    fn u32(&mut self) -> Result<u32, DecodeError> {
-        self.varint(u32::BITS).map(|value| value as u32)
-    }
-
-    fn len(&mut self) -> Result<usize, DecodeError> {
-        self.varint(usize::BITS).map(|value| value as usize)
+        self.fail(DecodeError::Overflow);
+        0
     }
 
     #[inline(never)]
-    fn text(&mut self) -> Result<&'a str, DecodeError> {
-        let len = self.len()?;
-        core::str::from_utf8(self.take(len)?).map_err(|_| DecodeError::Utf8)
+    fn u32(&mut self) -> u32 {
+        self.varint(u32::BITS) as u32
     }
 
-    fn limited(&mut self, field: &'static str, max: usize) -> Result<&'a str, DecodeError> {
-        let text = self.text()?;
-        if text.len() > max {
-            return Err(Invalid::TooLong { field, len: text.len(), max }.into());
+    fn len(&mut self) -> usize {
+        self.varint(usize::BITS) as usize
+    }
+
+    fn status(&mut self) -> Status {
+        let number = self.varint(u16::BITS) as u16;
+        Status::from_number(number).unwrap_or_else(|| {
+            self.fail(DecodeError::Number { field: "status", number });
+            Status::Internal
+        })
+    }
+
+    fn text(&mut self) -> &'a str {
+        self.limited("", usize::MAX)
+    }
+
+    #[inline(never)]
+    fn limited(&mut self, field: &'static str, max: usize) -> &'a str {
+        let len = self.len();
+        let bytes = self.take(len);
+        if bytes.len() > max {
+            self.fail(Invalid::TooLong { field, len, max }.into());
         }
-        Ok(text)
+        core::str::from_utf8(bytes).unwrap_or_else(|_| {
+            self.fail(DecodeError::Utf8);
+            ""
+        })
     }
 
     /// Reads over a list, every item of it, and keeps where it stands.
-    fn list(
-        &mut self,
-        max: usize,
-        item: impl Fn(&mut Self) -> Result<(), DecodeError>,
-    ) -> Result<List<'a>, DecodeError> {
-        let len = self.len()?;
+    fn list(&mut self, max: usize, mut item: impl FnMut(&mut Self)) -> List<'a> {
+        let len = self.len();
         if len > max {
-            return Err(DecodeError::TooMany);
+            self.fail(DecodeError::TooMany);
         }
-        let bytes = self.0;
-        for _ in 0..len {
-            item(self)?;
+        let bytes = self.rest;
+        for _ in 0..len.min(max) {
+            item(self);
         }
-        Ok(List { len: len as u8, bytes })
+        List { len: len as u8, bytes }
     }
 
-    fn tensor(&mut self) -> Result<(&'a str, DType, ShapeView<'a>), DecodeError> {
-        let name = self.limited("tensor name", TENSOR_NAME_LEN_MAX)?;
-        let dtype = self.byte()?;
-        let unknown = DecodeError::Number { field: "dtype", number: dtype.into() };
-        let dtype = DType::from_number(dtype).ok_or(unknown)?;
-        let shape = self.list(RANK_MAX, |cursor| cursor.u32().map(drop))?;
-        Ok((name, dtype, ShapeView(shape)))
+    #[inline(never)]
+    fn tensor(&mut self) -> Tensor<'a> {
+        let name = self.limited("tensor name", TENSOR_NAME_LEN_MAX);
+        let number = self.byte();
+        let dtype = DType::from_number(number).unwrap_or_else(|| {
+            self.fail(DecodeError::Number { field: "dtype", number: number.into() });
+            DType::U8
+        });
+        // A dimension of 0 makes a tensor of 0 bytes, however large the others are.
+        let (mut byte_len, mut empty) = (Some(dtype.size() as u32), false);
+        let shape = self.list(RANK_MAX, |cursor| {
+            let dim = cursor.u32();
+            empty |= dim == 0;
+            byte_len = byte_len.and_then(|len| len.checked_mul(dim));
+        });
+        Tensor { name, dtype, shape: ShapeView(shape), byte_len: if empty { Some(0) } else { byte_len } }
     }
 
-    fn class(&mut self) -> Result<Class<'a>, DecodeError> {
-        let index = self.u32()?;
-        let score = f32::from_le_bytes(*self.array()?);
-        let label = self.limited("label", LABEL_LEN_MAX)?;
-        Ok(Class { index, score, label })
+    #[inline(never)]
+    fn class(&mut self) -> Class<'a> {
+        let index = self.u32();
+        let score = f32::from_le_bytes(*self.array(&[0; 4]));
+        let label = self.limited("label", LABEL_LEN_MAX);
+        Class { index, score, label }
     }
 }
