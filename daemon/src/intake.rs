@@ -82,6 +82,8 @@ pub enum Origin {
     },
     /// MQTT.
     Mqtt,
+    /// A serial line.
+    Serial,
 }
 
 /// The one answer to a request.

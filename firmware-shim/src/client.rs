@@ -166,6 +166,13 @@ impl<'b, L: Link> Client<'b, L> {
         bytes.len() - rest.len()
     }
 
+    /// The reply that [`Step::Done`] gave, until more bytes are taken: where a main loop cannot keep the step.
+    pub fn reply(&self) -> Option<ReplyView<'_>> {
+        let frame =
+            self.link.frame().filter(|frame| frame.header.id == self.id && self.state == State::Idle)?;
+        frame.reply_view().ok()
+    }
+
     fn send(&mut self) {
         self.link.rewind();
         self.state = State::Sending;

@@ -63,6 +63,10 @@ fn the_structure_is_frozen() {
             "connections": {
                 "open": "number", "open_max": "number", "accepted": "number", "turned_away": "number",
             },
+            "gateways": [{
+                "path": "text", "open": "bool", "opened": "number", "sessions": "number", "requests": "number",
+                "repeated": "number", "replies": "number", "damaged": "number",
+            }],
             "requests": "number",
             "replies": { "ok": "number" },
             "update": { "provisioned": "bool", "enabled": "bool", "phase": "text" },

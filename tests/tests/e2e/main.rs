@@ -4,6 +4,7 @@
 
 mod arrows;
 mod clients;
+mod gateway;
 mod inputs;
 mod lives;
 mod loads;
