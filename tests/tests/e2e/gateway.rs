@@ -147,7 +147,7 @@ fn what_is_too_large_for_either_end_is_said() {
     let mut wire = Wire::at(&line(&home));
     wire.device.set_read_timeout(Duration::from_millis(50)).unwrap();
     let daemon = home.start();
-    let (mut replies, mut head) = ([0; 160], [0; 96]);
+    let (mut replies, mut head) = ([0; 136], [0; 96]);
     let mut client = Client::new(Serial::new(&mut replies, 1), &mut head, PATIENCE, 1);
 
     let image = vec![1; 4096];
@@ -158,11 +158,11 @@ fn what_is_too_large_for_either_end_is_said() {
     };
     assert!(detail.ends_with("bytes; this line takes 2048"), "{detail}");
 
-    // Ten labels and the tensor do not fit 160 bytes; what the daemon says about it does, or is told by the client.
+    // Three classes and the tensor do not fit 136 bytes; what the daemon says about it does.
     let png = digits::samples().swap_remove(0).png;
     match ask(&wire, &mut client, &Call::media("digits", &png), |_| {}) {
         Outcome::Refused(Status::TooLarge, detail) => {
-            assert!(detail.contains("the device takes 160"), "{detail}")
+            assert!(detail.contains("the device takes 136"), "{detail}")
         }
         other => panic!("{other:?}"),
     }
