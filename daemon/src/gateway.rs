@@ -264,7 +264,7 @@ impl<'a> Gateway<'a> {
             match event {
                 Event::Hello(hello) => self.greeted(hello),
                 Event::Frame { len } => self.request(len),
-                Event::TooLarge { header } => {
+                Event::TooLarge { header } if self.device.is_some() => {
                     let detail = format!(
                         "a frame of {} bytes; this line takes {}",
                         header.frame_len(),
@@ -272,6 +272,7 @@ impl<'a> Gateway<'a> {
                     );
                     self.refuse(header.id, Reply::refusal(Status::TooLarge, "", detail));
                 }
+                Event::TooLarge { .. } => self.say_hello(true),
                 Event::Damaged => drop(self.board.damaged.fetch_add(1, Relaxed)),
                 // It hears ours and can say what it does not understand.
                 Event::Version(version) => {
@@ -310,6 +311,10 @@ impl<'a> Gateway<'a> {
 
     /// A whole frame, the first bytes of the buffer.
     fn request(&mut self, len: usize) {
+        if self.device.is_none() {
+            // It takes us for the one that was here before us: our session tells it to ask again.
+            return self.say_hello(true);
+        }
         self.board.requests.fetch_add(1, Relaxed);
         let read = frame::read_request(&self.frame[..len], self.desk.body_bytes_max, Origin::Serial);
         let (id, request) = match read {
@@ -358,7 +363,6 @@ impl<'a> Gateway<'a> {
         self.unanswered = self.unanswered.saturating_sub(1);
         // Queries are refused before they get here, so that there are no other answers.
         let Outgoing::Reply(reply) = outgoing else { return };
-        // A device that never said HELLO cannot be sent anything; it will say it and ask again.
         let Some(device) = self.device else { return };
         let encoded = frame::write_reply(id, &reply);
         let len: usize = encoded.slices().map(<[u8]>::len).sum();

@@ -139,6 +139,11 @@ fn a_device_on_a_serial_line_gets_its_digits_through_noise_and_restarts() {
         let _daemon = home.start();
         assert_eq!(asked.join().unwrap(), Outcome::Class(class));
     });
+
+    // And once more while the device sleeps and hears nothing of it.
+    let _daemon = home.start();
+    wire.device.discard_input_buffer().unwrap();
+    assert_eq!(ask(&wire, &mut client, &call, |_| {}), Outcome::Class(class));
 }
 
 #[test]

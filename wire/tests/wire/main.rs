@@ -4,6 +4,7 @@
 #[path = "../golden/mod.rs"]
 mod golden;
 
+mod corpus;
 mod docs;
 mod header;
 mod hostile;
