@@ -398,3 +398,44 @@ impl<'a> Gateway<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(toml: &str) -> Vec<Config> {
+        #[derive(Deserialize)]
+        struct File {
+            gateway: Vec<Config>,
+        }
+        toml::from_str::<File>(toml).unwrap().gateway
+    }
+
+    #[test]
+    fn a_path_is_enough() {
+        let line = Config {
+            path: "/dev/ttyUSB0".into(),
+            baud: 115_200,
+            frame_bytes_max: NonZeroUsize::new(65_536).unwrap(),
+            inflight_max: NonZeroUsize::new(4).unwrap(),
+        };
+        assert_eq!(lines("[[gateway]]\npath = '/dev/ttyUSB0'"), [line]);
+    }
+
+    #[test]
+    fn lines_that_cannot_work_are_refused() {
+        for (toml, message) in [
+            ("[[gateway]]\npath = 'a'\nbaud = 0", "gateway a: baud must be greater than 0"),
+            (
+                "[[gateway]]\npath = 'a'\nframe_bytes_max = 2001",
+                "gateway a: frame_bytes_max must not exceed limits.max_body_bytes",
+            ),
+            (
+                "[[gateway]]\npath = 'a'\nframe_bytes_max = 9\n[[gateway]]\npath = 'a'\nframe_bytes_max = 9",
+                "gateway a: two gateways cannot share a line",
+            ),
+        ] {
+            assert_eq!(check(&lines(toml), 2000), Err(message.to_owned()));
+        }
+    }
+}

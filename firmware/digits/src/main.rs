@@ -54,7 +54,12 @@ fn main() -> ! {
 }
 
 /// The best class for a picture; none when there is no answer, or another one than an answer.
-fn read(uart: &mut Uart, client: &mut Client<'_, Serial<'_>>, call: &Call<'_>, out: &mut [u8]) -> Option<u32> {
+fn read(
+    uart: &mut Uart,
+    client: &mut Client<'_, Serial<'_>>,
+    call: &Call<'_>,
+    out: &mut [u8],
+) -> Option<u32> {
     let mut exchange = client.start(now_ms(), call).ok()?;
     loop {
         match exchange.poll(now_ms(), out) {
@@ -65,7 +70,9 @@ fn read(uart: &mut Uart, client: &mut Client<'_, Serial<'_>>, call: &Call<'_>, o
                     exchange.on_bytes(&[byte]);
                 }
             }
-            Step::Done(reply) if reply.status == Status::Ok => return reply.classes().next().map(|best| best.index),
+            Step::Done(reply) if reply.status == Status::Ok => {
+                return reply.classes().next().map(|best| best.index);
+            }
             Step::Done(reply) => {
                 hprintln!("{}: {}", reply.status.code(), reply.detail);
                 return None;

@@ -114,7 +114,8 @@ fn measure(name: &str, run: impl FnOnce()) {
     }
     run();
     // SAFETY: as above.
-    let untouched = (bottom..top).step_by(4).take_while(|at| unsafe { (*at as *const u32).read_volatile() } == PAINT);
+    let untouched =
+        (bottom..top).step_by(4).take_while(|at| unsafe { (*at as *const u32).read_volatile() } == PAINT);
     let deepest = bottom + 4 * untouched.count();
     hprintln!("{} {}", name, top + MARGIN_WORDS * 4 - deepest);
 }

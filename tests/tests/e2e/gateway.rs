@@ -147,6 +147,54 @@ fn a_device_on_a_serial_line_gets_its_digits_through_noise_and_restarts() {
 }
 
 #[test]
+fn the_documented_python_asks_over_a_line() {
+    let home = home();
+    let device = home.config().with_file_name("device");
+    // The other way round: the daemon has the end without a name, so that the script has one.
+    let (ours, theirs) = (Wire::at(&line(&home)), Wire::at(&device));
+    let daemon = home.start();
+    let text = std::fs::read_to_string(tractd_tests::root().join("docs/firmware.md")).unwrap();
+    let code = text.split("```python\n").nth(1).unwrap().split("\n```").next().unwrap();
+    let script = home.config().with_file_name("ask.py");
+    std::fs::write(&script, code).unwrap();
+    let sample = digits::samples().swap_remove(7);
+    let output = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            std::process::Command::new("python3")
+                .arg(&script)
+                .arg(&device)
+                .arg(&sample.path)
+                .env("PYTHONPATH", tractd_tests::root().join("clients/python"))
+                .env("PYTHONDONTWRITEBYTECODE", "1")
+                .output()
+                .unwrap()
+        });
+        splice(&ours.device, &theirs.device, || asked.is_finished());
+        asked.join().unwrap()
+    });
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, format!("{}\n", sample.class), "{}", String::from_utf8_lossy(&output.stderr));
+    drop(daemon);
+}
+
+/// Joins two lines, as a cable does, until `done`.
+fn splice(one: &SerialPort, other: &SerialPort, done: impl Fn() -> bool) {
+    let mut bytes = [0; 4096];
+    let mut pass = |from: &SerialPort, to: &SerialPort| {
+        let fds = &mut [rustix::event::PollFd::new(from, rustix::event::PollFlags::IN)];
+        let wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+        if rustix::event::poll(fds, Some(&wait)).unwrap() > 0 {
+            let len = from.read(&mut bytes).unwrap_or(0);
+            to.write_all(&bytes[..len]).unwrap();
+        }
+    };
+    while !done() {
+        pass(one, other);
+        pass(other, one);
+    }
+}
+
+#[test]
 fn what_is_too_large_for_either_end_is_said() {
     let home = home();
     let mut wire = Wire::at(&line(&home));
