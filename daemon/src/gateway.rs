@@ -43,6 +43,9 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// Bytes read at once; a tty holds 4 KiB.
 const READ_BYTES: usize = 4096;
 
+/// HELLOs waiting to be written; a device that asks more often does not read them.
+const HELLOS_MAX: usize = 4;
+
 /// What a device is told to wait when its requests fill their budget, in milliseconds.
 const BUDGET_RETRY_MS: u32 = 100;
 
@@ -207,6 +210,8 @@ struct Gateway<'a> {
     /// Packets to be written, and how much of them is.
     out: Vec<u8>,
     written: usize,
+    /// HELLOs among them.
+    hellos: usize,
 }
 
 impl<'a> Gateway<'a> {
@@ -226,6 +231,7 @@ impl<'a> Gateway<'a> {
             replies,
             out: Vec::new(),
             written: 0,
+            hellos: 0,
         }
     }
 
@@ -298,6 +304,10 @@ impl<'a> Gateway<'a> {
     }
 
     fn say_hello(&mut self, answer: bool) {
+        if self.hellos >= HELLOS_MAX && self.written < self.out.len() {
+            return;
+        }
+        self.hellos = if self.written < self.out.len() { self.hellos + 1 } else { 1 };
         let hello = Hello {
             answer,
             payload_max: PAYLOAD_LEN_MAX as u8,
@@ -386,16 +396,13 @@ impl<'a> Gateway<'a> {
         }
     }
 
-    /// Bytes to be written; those that are already make room. Bounded by one frame, and HELLOs as long as the line
-    /// takes them.
+    /// Bytes to be written; those that are already make room. Never more than one reply and a few HELLOs.
     fn queue(&mut self, bytes: &[u8]) {
         if self.written == self.out.len() {
             self.out.clear();
             self.written = 0;
         }
-        if self.out.len() - self.written <= self.config.frame_bytes_max.get() {
-            self.out.extend_from_slice(bytes);
-        }
+        self.out.extend_from_slice(bytes);
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a [`Client`](crate::Client)'s frames travel: as they are, or in the packets of a serial line.
 
 use tractd_wire::{
-    Frame, Header, Kind,
+    Frame, Kind,
     serial::{self, Event, Hello, PAYLOAD_LEN_MAX},
 };
 
@@ -186,9 +186,8 @@ impl sealed::Link for Serial<'_> {
                 Received::Frame
             }
             Some(Event::Hello(hello)) => self.greeted(hello),
-            Some(Event::TooLarge { header: Header { kind: Kind::Reply, id, body_len, head_len } }) => {
-                let len = Header { kind: Kind::Reply, id, body_len, head_len }.frame_len();
-                Received::TooLarge { id, len }
+            Some(Event::TooLarge { header }) if header.kind == Kind::Reply => {
+                Received::TooLarge { id: header.id, len: header.frame_len() }
             }
             // What is damaged is sent again when its time is up.
             Some(Event::TooLarge { .. } | Event::Damaged | Event::Version(_)) | None => Received::Nothing,
