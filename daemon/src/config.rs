@@ -4,7 +4,7 @@
 //! name order (tables merge, anything else is replaced) and turned into one checked [`Config`]. A key nobody reads
 //! is collected, not swallowed: `tractd --check-config` refuses it, a running daemon warns of it.
 
-use crate::mqtt;
+use crate::{gateway, mqtt};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -55,6 +55,9 @@ pub struct Config {
     pub update: Update,
     /// The MQTT connection.
     pub mqtt: mqtt::Config,
+    /// Serial lines with devices on them. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gateway: Vec<gateway::Config>,
 }
 
 /// `[socket]`
@@ -152,6 +155,7 @@ impl Default for Config {
             proof: Proof::default(),
             update: Update::default(),
             mqtt: mqtt::Config::default(),
+            gateway: Vec::new(),
         }
     }
 }
@@ -245,6 +249,7 @@ impl Config {
         if u64::from(self.limits.max_body_bytes) > self.limits.queue_bytes {
             return Err("limits.max_body_bytes must not exceed limits.queue_bytes".into());
         }
+        gateway::check(&self.gateway, self.limits.max_body_bytes)?;
         self.mqtt.check()
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     connection::Desk,
     fleet::{self, Fleet, Sources},
     floor::Floor,
+    gateway,
     intake::Intake,
     logging, machine, mqtt,
     observe::Observer,
@@ -29,6 +30,7 @@ use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
+    task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };
 use tractd_scheduler::Limits;
@@ -76,6 +78,7 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
         updates: background.updates_board.clone(),
         socket: Arc::default(),
         connections_max: config.socket.connections_max.get(),
+        gateways: config.gateway.iter().map(|line| Arc::new(gateway::Board::new(line))).collect(),
     };
     log::info!(
         node, workers = limits.workers, kernels = tractd_engine::Tier::detect().name(), socket:% = place, state:% = state_dir.display();
@@ -232,6 +235,10 @@ impl Shell<'_> {
             held_bytes_max: self.config.limits.queue_bytes,
             body_bytes_max: self.config.limits.max_body_bytes,
         });
+        let mut gateways = JoinSet::new();
+        for (line, board) in self.config.gateway.iter().zip(self.observer.gateways.iter()) {
+            gateways.spawn(gateway::run(line.clone(), desk.clone(), board.clone(), closes.clone()));
+        }
         let counters = self.observer.socket.clone();
         let mut sockets =
             tokio::spawn(socket::serve(bound, desk, counters, settings.subscribe(), drains, closes.clone()));
@@ -288,6 +295,9 @@ impl Shell<'_> {
             log::warn!("connections were cut off");
             sockets.abort();
         }
+        if timeout(FAREWELL, async { while gateways.join_next().await.is_some() {} }).await.is_err() {
+            log::warn!("serial lines were cut off");
+        }
         if let Some(mqtt) = mqtt
             && timeout(FAREWELL, mqtt).await.is_err()
         {
@@ -318,7 +328,13 @@ impl Shell<'_> {
                 settings.send_replace(Arc::new(config.socket.clone()));
                 drop(background.updates.send(updates::Command::Configure(config.update.clone())));
                 let fixed = self.config.clone();
-                self.config = Config { mqtt: fixed.mqtt, limits: fixed.limits, proof: fixed.proof, ..config };
+                self.config = Config {
+                    mqtt: fixed.mqtt,
+                    gateway: fixed.gateway,
+                    limits: fixed.limits,
+                    proof: fixed.proof,
+                    ..config
+                };
                 log::info!("configuration read again");
             }
             Err(error) => log::error!("the configuration stays as it was: {error}"),
@@ -342,6 +358,7 @@ impl Shell<'_> {
             ("limits", old.limits != new.limits),
             ("proof", old.proof != new.proof),
             ("mqtt", old.mqtt != new.mqtt),
+            ("gateway", old.gateway != new.gateway),
         ];
         for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
             log::warn!("{key} changed: it takes effect at the next start");

@@ -85,6 +85,8 @@ pub enum Origin {
     },
     /// MQTT.
     Mqtt,
+    /// A serial line.
+    Serial,
 }
 
 /// The one answer to a request.

@@ -18,6 +18,7 @@ mod daemon;
 mod fleet;
 mod floor;
 pub mod frame;
+pub mod gateway;
 pub mod intake;
 mod local;
 mod logging;

@@ -4,7 +4,7 @@
 use crate::{
     fleet,
     floor::{Floor, Loaded},
-    socket, stats,
+    gateway, socket, stats,
     updates::{self, UpdateStatus},
 };
 use serde::Serialize;
@@ -25,6 +25,7 @@ pub struct Observer {
     pub(crate) updates: Arc<updates::Board>,
     pub(crate) socket: Arc<socket::Counters>,
     pub(crate) connections_max: usize,
+    pub(crate) gateways: Arc<[Arc<gateway::Board>]>,
 }
 
 /// The list of models.
@@ -94,6 +95,8 @@ pub(crate) struct Status {
     memory: Memory,
     queue: Queue,
     connections: Connections,
+    /// Serial lines, as configured.
+    gateways: Vec<gateway::LineStatus>,
     /// Requests taken in, over all transports.
     requests: u64,
     /// Replies by status name, refusals of unreadable frames included.
@@ -233,6 +236,7 @@ impl Observer {
                 accepted: self.socket.accepted.load(Relaxed),
                 turned_away: self.socket.turned_away.load(Relaxed),
             },
+            gateways: self.gateways.iter().map(|line| line.status()).collect(),
             requests: self.floor.requests.load(Relaxed),
             replies: self.floor.outcomes.by_name(),
             update: self.updates.status().clone(),

@@ -1,8 +1,9 @@
 //! A request as a device has it: descriptions and bytes side by side, all of them borrowed.
 
+use core::slice;
+
 use tractd_wire::{
-    self as wire, Content, DType, EncodeError, Invalid, Priority, RANK_MAX, Request, Shape, TENSORS_MAX,
-    TensorDesc, Tensors, Want,
+    Content, DType, EncodeError, Invalid, Priority, RANK_MAX, Request, TensorRef, Want, encode_request_from,
 };
 
 /// A request and its input.
@@ -25,6 +26,8 @@ pub struct Call<'a> {
 pub enum Input<'a> {
     /// One JPEG or PNG, which the daemon decodes and scales.
     Media(&'a [u8]),
+    /// The one tensor of a model with one input.
+    Tensor(Tensor<'a>),
     /// Tensors, as the model declares them.
     Tensors(&'a [Tensor<'a>]),
 }
@@ -42,10 +45,21 @@ pub struct Tensor<'a> {
     pub data: &'a [u8],
 }
 
+impl<'a> Tensor<'a> {
+    const fn describe(&self) -> TensorRef<'a> {
+        TensorRef { name: self.name, dtype: self.dtype, shape: self.shape }
+    }
+}
+
 impl<'a> Call<'a> {
     /// A call with the defaults, of one JPEG or PNG.
     pub const fn media(model: &'a str, image: &'a [u8]) -> Self {
         Self::new(model, Input::Media(image))
+    }
+
+    /// A call with the defaults, of the tensor of a model with one input.
+    pub const fn tensor(model: &'a str, tensor: Tensor<'a>) -> Self {
+        Self::new(model, Input::Tensor(tensor))
     }
 
     /// A call with the defaults, of tensors.
@@ -58,27 +72,18 @@ impl<'a> Call<'a> {
     }
 
     /// The pieces of the body, to be sent one after another behind what [`encode_head`] wrote.
-    pub fn body(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let (image, tensors) = match self.input {
-            Input::Media(image) => (Some(image), [].as_slice()),
-            Input::Tensors(tensors) => (None, tensors),
-        };
+    pub fn body(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        let (image, tensors) = self.parts();
         image.into_iter().chain(tensors.iter().map(|tensor| tensor.data))
     }
 
-    fn body_len(&self) -> Result<u32, Invalid> {
-        self.body()
-            .try_fold(0_u32, |sum, piece| sum.checked_add(piece.len().try_into().ok()?))
-            .ok_or(Invalid::TensorsTooLarge)
-    }
-
-    fn request(&self) -> Result<Request<'a>, Invalid> {
-        let (content, tensors) = match self.input {
-            Input::Media(_) => (Content::Media, Tensors::new()),
-            Input::Tensors(tensors) => (Content::Tensors, describe(tensors)?),
-        };
-        let (deadline_ms, priority, want) = (self.deadline_ms, self.priority, self.want);
-        Ok(Request { deadline_ms, priority, content, want, tensors, ..Request::tensors(self.model) })
+    /// An image or tensors.
+    const fn parts(&self) -> (Option<&'a [u8]>, &[Tensor<'a>]) {
+        match &self.input {
+            Input::Media(image) => (Some(image), &[]),
+            Input::Tensor(tensor) => (None, slice::from_ref(tensor)),
+            Input::Tensors(tensors) => (None, tensors),
+        }
     }
 }
 
@@ -101,22 +106,27 @@ pub fn encode_request(id: u64, call: &Call<'_>, out: &mut [u8]) -> Result<usize,
 /// # Errors
 /// [`EncodeError::Invalid`] when no daemon would take it, [`EncodeError::Buffer`] when `out` is too small.
 pub fn encode_head(id: u64, call: &Call<'_>, out: &mut [u8]) -> Result<usize, EncodeError> {
-    wire::encode_request(id, &call.request()?, call.body_len()?, out)
+    let &Call { model, deadline_ms, priority, want, .. } = call;
+    let (image, tensors) = call.parts();
+    let mut body_len = image.map_or(0, <[u8]>::len);
+    for tensor in tensors {
+        check(tensor)?;
+        body_len = body_len.saturating_add(tensor.data.len());
+    }
+    let body_len = u32::try_from(body_len).map_err(|_| Invalid::TensorsTooLarge)?;
+    let content = if image.is_some() { Content::Media } else { Content::Tensors };
+    let tensors = tensors.iter().map(Tensor::describe);
+    let (stream, sequence) = (0, 0);
+    let request = Request { model, deadline_ms, priority, content, want, stream, sequence, tensors };
+    encode_request_from(id, &request, body_len, out)
 }
 
-fn describe<'a>(tensors: &[Tensor<'a>]) -> Result<Tensors<'a>, Invalid> {
-    let mut descs = Tensors::new();
-    for &Tensor { name, dtype, shape, data } in tensors {
-        let too_long = |_| Invalid::TooMany { field: "dimensions", len: shape.len(), max: RANK_MAX };
-        let shape = Shape::from_slice(shape).map_err(too_long)?;
-        let desc = TensorDesc { name, dtype, shape };
-        let described = desc.byte_len().ok_or(Invalid::TensorsTooLarge)?;
-        if described as usize != data.len() {
-            let body = data.len().try_into().unwrap_or(u32::MAX);
-            return Err(Invalid::BodyLen { described, body });
-        }
-        let too_many = |_| Invalid::TooMany { field: "tensors", len: tensors.len(), max: TENSORS_MAX };
-        descs.push(desc).map_err(too_many)?;
+/// Each tensor has its own bytes: two that are wrong alike would make a right sum.
+fn check(tensor: &Tensor<'_>) -> Result<(), Invalid> {
+    if tensor.shape.len() > RANK_MAX {
+        return Err(Invalid::TooMany { field: "dimensions", len: tensor.shape.len(), max: RANK_MAX });
     }
-    Ok(descs)
+    let described = tensor.describe().byte_len().ok_or(Invalid::TensorsTooLarge)?;
+    let body = tensor.data.len().try_into().unwrap_or(u32::MAX);
+    if described == body { Ok(()) } else { Err(Invalid::BodyLen { described, body }) }
 }

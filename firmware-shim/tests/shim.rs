@@ -67,7 +67,8 @@ fn what_no_daemon_would_take_is_not_sent() {
 fn read<const N: usize>(
     pieces: impl IntoIterator<Item = impl AsRef<[u8]>>,
 ) -> Vec<Result<Vec<u8>, ReadError>> {
-    let mut reader = FrameReader::<N>::new();
+    let mut buffer = [0; N];
+    let mut reader = FrameReader::new(&mut buffer);
     let mut said = Vec::new();
     for piece in pieces {
         let mut input = piece.as_ref();
@@ -101,7 +102,8 @@ fn frames_are_read_however_the_stream_is_cut() {
 
 #[test]
 fn a_reply_is_read_from_its_bytes() {
-    let mut reader = FrameReader::<256>::new();
+    let mut buffer = [0; 256];
+    let mut reader = FrameReader::new(&mut buffer);
     let bytes = golden::bytes(golden::REPLY_REFUSED);
     let (start, mut end) = bytes.split_at(33);
     assert_eq!(reader.read(&mut &start[..]), Ok(None));
@@ -110,7 +112,8 @@ fn a_reply_is_read_from_its_bytes() {
     let reply = frame.reply().unwrap();
     assert_eq!((reply.status, reply.retry_after_ms, reply.detail), (Status::Busy, 250, "the queue is full"));
 
-    let mut reader = FrameReader::<256>::new();
+    let mut buffer = [0; 256];
+    let mut reader = FrameReader::new(&mut buffer);
     let bytes = golden::bytes(golden::REPLY_OK);
     let frame = reader.read(&mut &bytes[..]).unwrap().unwrap();
     let reply = frame.reply().unwrap();
@@ -136,7 +139,8 @@ fn a_frame_beyond_the_buffer_is_left_out_and_said() {
 
 #[test]
 fn a_wrong_header_is_said_until_the_reset() {
-    let mut reader = FrameReader::<64>::new();
+    let mut buffer = [0; 64];
+    let mut reader = FrameReader::new(&mut buffer);
     let error = Err(ReadError::Header(HeaderError::Magic { found: *b"HT" }));
     let mut input = &b"HTTP/1.1 400 Bad Request"[..];
     assert_eq!(reader.read(&mut input), error);

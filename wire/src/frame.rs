@@ -2,7 +2,7 @@
 
 use crate::{
     Answer, DecodeError, FrameError, HEAD_LEN_MAX, HEADER_LEN, HeaderError, Kind, MAGIC, Query, Reply,
-    Request, VERSION, decode_answer, decode_query, decode_reply, decode_request,
+    ReplyView, Request, VERSION, decode_answer, decode_query, decode_reply, decode_request,
 };
 
 /// The first 20 bytes of a frame, little-endian:
@@ -98,6 +98,14 @@ impl<'a> Frame<'a> {
             .ok_or(FrameError::Length { found: bytes.len(), announced: header.frame_len(), id: header.id })
     }
 
+    /// The same for bytes of which it is known that they are one frame, and so without a reason where they are not.
+    pub fn checked(bytes: &'a [u8]) -> Option<Self> {
+        let (header, rest) = bytes.split_first_chunk()?;
+        let header = Header::parse(header).ok()?;
+        let (head, body) = rest.split_at_checked(header.head_len.into())?;
+        (body.len() as u64 == u64::from(header.body_len)).then_some(Self { header, head, body })
+    }
+
     /// Reads the head as a request.
     ///
     /// # Errors
@@ -114,6 +122,15 @@ impl<'a> Frame<'a> {
     pub fn reply(&self) -> Result<Reply<'a>, DecodeError> {
         self.want(Kind::Reply)?;
         decode_reply(self.head, self.header.body_len)
+    }
+
+    /// Reads the head as a reply, in place.
+    ///
+    /// # Errors
+    /// [`DecodeError`], also when the frame is of another kind.
+    pub fn reply_view(&self) -> Result<ReplyView<'a>, DecodeError> {
+        self.want(Kind::Reply)?;
+        ReplyView::parse(self.head, self.body)
     }
 
     /// Reads the head as a query.

@@ -2,21 +2,26 @@
 //! structs, so that a field added, moved or retyped would be misread silently. A change is a `…V2` and a new
 //! [`VERSION`](crate::VERSION); `tests/golden` and the schema test below hold it to that.
 //!
-//! Each struct is written down once and used in both directions: lists are borrowed slices on the way out and
-//! vectors of a fixed capacity on the way in.
+//! Lists are iterators on the way out and vectors of a fixed capacity on the way in. The two messages that
+//! microcontrollers need have code of their own beside serde's, [`encode_request_from`] and
+//! [`ReplyView`](crate::ReplyView); tests hold them to these structs.
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq};
 
 #[cfg(test)]
 mod schema;
 
+use crate::writer::Writer;
+
 use crate::{
     Answer, CLASSES_MAX, Class, Content, DETAIL_LEN_MAX, DType, DecodeError, EncodeError, HEAD_LEN_MAX,
-    HEADER_LEN, Header, Invalid, Kind, LABEL_LEN_MAX, Priority, Query, Reply, Request, Selector, Shape,
-    Status, TENSOR_NAME_LEN_MAX, TENSORS_MAX, TensorDesc, Want, What, body_len,
+    HEADER_LEN, Header, Invalid, Kind, LABEL_LEN_MAX, Priority, Query, RANK_MAX, Reply, Request, Selector,
+    Shape, Status, TENSOR_NAME_LEN_MAX, TENSORS_MAX, TensorDesc, TensorRef, Want, What,
 };
 
-#[derive(Serialize, Deserialize)]
+/// Written by hand in [`encode_request_from`], which microcontrollers carry: by serde it takes twice the space.
+#[derive(Deserialize)]
+#[cfg_attr(test, derive(Serialize))]
 struct RequestV1<'a, T> {
     model: &'a str,
     deadline_ms: u32,
@@ -84,18 +89,39 @@ pub fn encode_request(
     body_len: u32,
     out: &mut [u8],
 ) -> Result<usize, EncodeError> {
+    let tensors = request.tensors.iter().map(TensorDesc::as_ref);
+    encode_request_from(id, &with_tensors(request, tensors), body_len, out)
+}
+
+/// The same for tensors whose descriptions lie elsewhere, in flash for example: they are gone over several times and
+/// never copied.
+///
+/// # Errors
+/// As [`encode_request`]; also [`Invalid::TooMany`] for more tensors or dimensions than a reader takes.
+pub fn encode_request_from<'t>(
+    id: u64,
+    request: &Request<'_, impl Iterator<Item = TensorRef<'t>> + Clone>,
+    body_len: u32,
+    out: &mut [u8],
+) -> Result<usize, EncodeError> {
     check_request(request, body_len)?;
-    let message = RequestV1 {
-        model: request.model,
-        deadline_ms: request.deadline_ms,
-        priority: request.priority.number(),
-        content: request.content.number(),
-        want: request.want.number(),
-        stream: request.stream,
-        sequence: request.sequence,
-        tensors: TensorList(&request.tensors),
-    };
-    write(Kind::Request, id, &message, body_len, out)
+    let (header, rest) = out.split_first_chunk_mut::<HEADER_LEN>().ok_or(EncodeError::Buffer)?;
+    let mut head = Writer::new(rest);
+    head.text(request.model);
+    head.number(request.deadline_ms);
+    head.bytes(&[request.priority.number(), request.content.number(), request.want.number()]);
+    head.number(request.stream);
+    head.number(request.sequence);
+    head.number(request.tensors.clone().count() as u32);
+    for tensor in request.tensors.clone() {
+        head.text(tensor.name);
+        head.bytes(&[tensor.dtype.number()]);
+        head.number(tensor.shape.len() as u32);
+        tensor.shape.iter().for_each(|&dim| head.number(dim));
+    }
+    let head_len = head.end().ok_or(EncodeError::Buffer)?;
+    *header = Header { kind: Kind::Request, head_len, body_len, id }.to_bytes();
+    Ok(HEADER_LEN + usize::from(head_len))
 }
 
 /// Writes header and head of a reply; the bytes of its tensors follow, written by the caller.
@@ -116,7 +142,7 @@ pub fn encode_reply(id: u64, reply: &Reply<'_>, body_len: u32, out: &mut [u8]) -
         post_us: reply.post_us,
         retry_after_ms: reply.retry_after_ms,
         detail: reply.detail,
-        tensors: TensorList(&reply.tensors),
+        tensors: TensorList(reply.tensors.iter().map(TensorDesc::as_ref)),
         classes: ClassList(&reply.classes),
     };
     write(Kind::Reply, id, &message, body_len, out)
@@ -161,7 +187,7 @@ pub fn decode_request(head: &[u8], body_len: u32) -> Result<Request<'_>, DecodeE
         sequence: message.sequence,
         tensors: list(&message.tensors, tensor)?,
     };
-    check_request(&request, body_len)?;
+    check_request(&with_tensors(&request, request.tensors.iter().map(TensorDesc::as_ref)), body_len)?;
     Ok(request)
 }
 
@@ -266,7 +292,15 @@ fn tensor<'a>(tensor: &TensorV1<'a, Shape>) -> Result<TensorDesc<'a>, DecodeErro
     Ok(TensorDesc { name: tensor.name, dtype, shape: tensor.shape.clone() })
 }
 
-fn check_request(request: &Request<'_>, body_len: u32) -> Result<(), Invalid> {
+fn with_tensors<'a, T>(request: &Request<'a>, tensors: T) -> Request<'a, T> {
+    let &Request { model, deadline_ms, priority, content, want, stream, sequence, .. } = request;
+    Request { model, deadline_ms, priority, content, want, stream, sequence, tensors }
+}
+
+fn check_request<'t>(
+    request: &Request<'_, impl Iterator<Item = TensorRef<'t>> + Clone>,
+    body_len: u32,
+) -> Result<(), Invalid> {
     Selector::parse(request.model)?;
     for (field, value) in [("stream", request.stream), ("sequence", request.sequence)] {
         if value != 0 {
@@ -274,8 +308,8 @@ fn check_request(request: &Request<'_>, body_len: u32) -> Result<(), Invalid> {
         }
     }
     match request.content {
-        Content::Tensors => check_tensors(&request.tensors, body_len),
-        Content::Media if !request.tensors.is_empty() => Err(Invalid::MediaWithTensors),
+        Content::Tensors => check_tensors(request.tensors.clone(), body_len),
+        Content::Media if request.tensors.clone().next().is_some() => Err(Invalid::MediaWithTensors),
         Content::Media if body_len == 0 => Err(Invalid::MediaMissing),
         Content::Media => Ok(()),
     }
@@ -289,14 +323,25 @@ fn check_reply(reply: &Reply<'_>, body_len: u32) -> Result<(), Invalid> {
     for class in &reply.classes {
         check_len("label", class.label, LABEL_LEN_MAX)?;
     }
-    check_tensors(&reply.tensors, body_len)
+    check_tensors(reply.tensors.iter().map(TensorDesc::as_ref), body_len)
 }
 
-fn check_tensors(tensors: &[TensorDesc<'_>], body_len: u32) -> Result<(), Invalid> {
+fn check_tensors<'t>(tensors: impl Iterator<Item = TensorRef<'t>>, body_len: u32) -> Result<(), Invalid> {
+    let mut described = 0_u32;
+    let mut count = 0;
     for tensor in tensors {
+        count += 1;
+        check_count("tensors", count, TENSORS_MAX)?;
+        check_count("dimensions", tensor.shape.len(), RANK_MAX)?;
         check_len("tensor name", tensor.name, TENSOR_NAME_LEN_MAX)?;
+        let sum = tensor.byte_len().and_then(|len| described.checked_add(len));
+        described = sum.ok_or(Invalid::TensorsTooLarge)?;
     }
-    check_body(self::body_len(tensors).ok_or(Invalid::TensorsTooLarge)?, body_len)
+    check_body(described, body_len)
+}
+
+fn check_count(field: &'static str, len: usize, max: usize) -> Result<(), Invalid> {
+    if len <= max { Ok(()) } else { Err(Invalid::TooMany { field, len, max }) }
 }
 
 fn check_body(described: u32, body: u32) -> Result<(), Invalid> {
@@ -307,15 +352,16 @@ fn check_len(field: &'static str, text: &str, max: usize) -> Result<(), Invalid>
     if text.len() <= max { Ok(()) } else { Err(Invalid::TooLong { field, len: text.len(), max }) }
 }
 
-struct TensorList<'a>(&'a [TensorDesc<'a>]);
+struct TensorList<T>(T);
 
-impl Serialize for TensorList<'_> {
+impl<'t, T: Iterator<Item = TensorRef<'t>> + Clone> Serialize for TensorList<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(|tensor| TensorV1 {
-            name: tensor.name,
-            dtype: tensor.dtype.number(),
-            shape: tensor.shape.as_slice(),
-        }))
+        // Counted, because postcard writes the number first and an iterator's hint may be vague.
+        let mut list = serializer.serialize_seq(Some(self.0.clone().count()))?;
+        for TensorRef { name, dtype, shape } in self.0.clone() {
+            list.serialize_element(&TensorV1 { name, dtype: dtype.number(), shape })?;
+        }
+        list.end()
     }
 }
 

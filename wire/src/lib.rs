@@ -11,6 +11,8 @@
 //! | `frozen` (private) | the same messages as version 1 sends them: plain numbers, never changed again |
 //! | [`Status`], [`DType`], … | the numbers; each one is frozen |
 //! | [`Name`], [`Selector`] | what a model may be called, and how a version is pinned |
+//! | [`ReplyView`] | a reply read in place, for small stacks |
+//! | [`serial`] | frames over a serial line: packets, checks, fragments |
 //! | [`topic`] | the MQTT topic tree, parsed and built in the caller's buffers |
 //!
 //! What it deliberately does not do: read or write a transport, copy a body, know a model, keep time.
@@ -24,19 +26,24 @@ mod frame;
 mod frozen;
 mod message;
 mod name;
+pub mod serial;
 pub mod topic;
+mod view;
+mod writer;
 
 pub use code::{Content, DType, Kind, Priority, Status, Want, What};
 pub use error::{DecodeError, EncodeError, FrameError, HeaderError, Invalid};
 pub use frame::{Frame, Header};
 pub use frozen::{
     decode_answer, decode_query, decode_reply, decode_request, encode_answer, encode_query, encode_reply,
-    encode_request,
+    encode_request, encode_request_from,
 };
 pub use message::{
-    Answer, Class, Classes, Query, Reply, Request, Shape, TensorDesc, Tensors, body_len, truncate, views,
+    Answer, Class, Classes, Query, Reply, Request, Shape, TensorDesc, TensorRef, Tensors, body_len, truncate,
+    views,
 };
 pub use name::{Name, NameError, Pin, Selector};
+pub use view::{ReplyView, ShapeView, TensorView};
 
 /// The vectors of [`Request`], [`Reply`] and [`TensorDesc`] are this version's.
 pub use heapless;

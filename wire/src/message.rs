@@ -12,8 +12,11 @@ pub type Tensors<'a> = heapless::Vec<TensorDesc<'a>, TENSORS_MAX>;
 pub type Classes<'a> = heapless::Vec<Class<'a>, CLASSES_MAX>;
 
 /// Asks a model for an answer.
+///
+/// `T` is what describes the tensors: [`Tensors`], or an iterator over descriptions that lie elsewhere, see
+/// [`encode_request_from`](crate::encode_request_from).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request<'a> {
+pub struct Request<'a, T = Tensors<'a>> {
     /// A [`Selector`](crate::Selector): `digits`, `digits@7`, `digits@canary`.
     pub model: &'a str,
     /// Milliseconds from the daemon's receipt until the answer is worth nothing; 0 for the daemon's default.
@@ -29,7 +32,7 @@ pub struct Request<'a> {
     /// Reserved for sequences (recurrent state); 0.
     pub sequence: u32,
     /// The body's tensors; none for [`Content::Media`].
-    pub tensors: Tensors<'a>,
+    pub tensors: T,
 }
 
 impl<'a> Request<'a> {
@@ -125,9 +128,32 @@ pub struct TensorDesc<'a> {
     pub shape: Shape,
 }
 
+/// A [`TensorDesc`] whose dimensions lie elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorRef<'a> {
+    /// As in the model's graph, of any characters; may be empty where the model has one input.
+    pub name: &'a str,
+    /// The element type.
+    pub dtype: DType,
+    /// The dimensions, row-major; at most [`RANK_MAX`].
+    pub shape: &'a [u32],
+}
+
 impl TensorDesc<'_> {
     /// Bytes of the tensor in the body; none when no body could hold it. A dimension of 0 makes it 0 bytes, however
     /// large the others are.
+    pub fn byte_len(&self) -> Option<u32> {
+        self.as_ref().byte_len()
+    }
+
+    /// The same without a copy of the dimensions.
+    pub fn as_ref(&self) -> TensorRef<'_> {
+        TensorRef { name: self.name, dtype: self.dtype, shape: &self.shape }
+    }
+}
+
+impl TensorRef<'_> {
+    /// Bytes of the tensor in the body, as [`TensorDesc::byte_len`].
     pub fn byte_len(&self) -> Option<u32> {
         if self.shape.contains(&0) {
             return Some(0);

@@ -21,6 +21,7 @@ fn the_structure_is_frozen() {
     let site = Site::new();
     site.add_example("digits", 1);
     site.add_model("broken", 1, b"broken");
+    site.configure("[[gateway]]\npath = '/nonexistent/tty'");
     let daemon = site.start();
     let ask = Ask::tensor("digits", "image", DType::F32, &[1, 1, 8, 8], vec![0; 256]);
     assert_eq!(daemon.connect().ask(&ask).status, Status::Ok);
@@ -63,6 +64,10 @@ fn the_structure_is_frozen() {
             "connections": {
                 "open": "number", "open_max": "number", "accepted": "number", "turned_away": "number",
             },
+            "gateways": [{
+                "path": "text", "open": "bool", "opened": "number", "sessions": "number", "requests": "number",
+                "repeated": "number", "replies": "number", "damaged": "number",
+            }],
             "requests": "number",
             "replies": { "ok": "number" },
             "update": { "provisioned": "bool", "enabled": "bool", "phase": "text" },

@@ -5,6 +5,7 @@
 mod arrows;
 mod clients;
 mod fleet;
+mod gateway;
 mod inputs;
 mod lives;
 mod loads;

@@ -87,7 +87,8 @@ fn over_shim(daemon: &Daemon<'_>, model: &str, media: &[u8]) -> Reply {
     let mut bytes = received.header.to_bytes().to_vec();
     bytes.extend_from_slice(&received.head);
     bytes.extend_from_slice(&received.body);
-    let mut reader = FrameReader::<8192>::new();
+    let mut buffer = [0; 8192];
+    let mut reader = FrameReader::new(&mut buffer);
     for chunk in bytes.chunks(11) {
         let mut rest = chunk;
         if let Some(frame) = reader.read(&mut rest).unwrap() {

@@ -19,3 +19,13 @@ pub(crate) const ANSWER_MODELS: &str = include_str!("answer-models.hex");
 
 pub(crate) const ALL: [&str; 7] =
     [REQUEST_TENSORS, REQUEST_MEDIA, REQUEST_LIMITS, REPLY_OK, REPLY_REFUSED, QUERY_MODELS, ANSWER_MODELS];
+
+/// Packets of the serial line; one file may hold several.
+#[allow(dead_code, reason = "the shim's tests share this file and look at frames only")]
+pub(crate) const SERIAL_HELLO: &str = include_str!("serial/hello.hex");
+#[allow(dead_code, reason = "as above")]
+pub(crate) const SERIAL_QUERY: &str = include_str!("serial/query-models.hex");
+#[allow(dead_code, reason = "as above")]
+pub(crate) const SERIAL_PARTS: &str = include_str!("serial/reply-refused-32.hex");
+#[allow(dead_code, reason = "as above")]
+pub(crate) const SERIAL_FULL: &str = include_str!("serial/full.hex");

@@ -4,9 +4,11 @@
 #[path = "../golden/mod.rs"]
 mod golden;
 
+mod corpus;
 mod docs;
 mod header;
 mod hostile;
 mod refusals;
 mod round_trip;
+mod serial;
 mod vectors;

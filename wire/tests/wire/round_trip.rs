@@ -3,6 +3,8 @@
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use tractd_wire::{topic::*, *};
 
+use crate::hostile::same_reply;
+
 prop_compose! {
     fn tensor()(
         name in ".{0,31}",
@@ -70,6 +72,9 @@ proptest! {
         let mut out = [0; FRAME_HEAD_MAX];
         let len = encode_reply(id, &reply, body_len, &mut out).unwrap();
         prop_assert_eq!(decode_reply(&out[20..len], body_len), Ok(reply));
+        if body_len < 1 << 20 {
+            same_reply(&out[20..len], &vec![1; body_len as usize]);
+        }
     }
 
     #[test]
