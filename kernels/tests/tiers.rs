@@ -78,6 +78,7 @@ macro_rules! stamp {
             #[test] fn single_row() { check("single_row", 60, generate::single_row); }
             #[test] fn grouped() { check("grouped", 150, generate::grouped); }
             #[test] fn extreme() { check("extreme", 100, generate::extreme); }
+            #[test] fn zeros() { check("zeros", 20, generate::zeros); }
             #[test] fn max_pool() { check("max_pool", 150, generate::max_pool); }
             #[test] fn average_pool() { check("average_pool", 200, generate::average_pool); }
             #[test] fn add() { check("add", 200, generate::add); }

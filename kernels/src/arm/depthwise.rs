@@ -35,7 +35,8 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
     }
     let channels = step.output.channels;
     let mut taps = parts(&step);
-    if !taps.len().is_multiple_of(2) {
+    // Pairs have to be whole, and there has to be one even where all weights are zero.
+    while taps.is_empty() || !taps.len().is_multiple_of(2) {
         let offset = taps.last().map_or(0, |(offset, _)| *offset);
         taps.push((offset, vec![0; channels]));
     }

@@ -322,6 +322,18 @@ pub(crate) fn extreme(rng: &mut Rng) -> Case {
     case
 }
 
+/// Layers whose weights are all zero: nothing is left to multiply.
+pub(crate) fn zeros(rng: &mut Rng) -> Case {
+    let mut case = if rng.chance(50) { conv(rng) } else { depthwise(rng) };
+    for step in &mut case.spec.steps {
+        if let StepSpec::Conv(conv) = step {
+            conv.weights.fill(0);
+            conv.weight_zero_points.clear();
+        }
+    }
+    case
+}
+
 fn pooled(b: &mut Builder<'_>) -> Option<(BufferId, BufferId, Window)> {
     let shape = small(b.rng, 150);
     let window = match b.rng.chance(30) {
