@@ -156,6 +156,8 @@ pub(super) struct Room {
     jobs: HashMap<u64, Job>,
     next_job: u64,
     models: Vec<Value>,
+    /// How far each model's latest version is.
+    updates: Fields,
     /// Element type by model and input.
     types: HashMap<(String, String), DType>,
     /// Since when each model is as it is, in milliseconds since 1970.
@@ -199,6 +201,7 @@ impl Room {
             jobs: HashMap::new(),
             next_job: 1,
             models: Vec::new(),
+            updates: Fields::new(),
             types: HashMap::new(),
             since: HashMap::new(),
             published: BTreeMap::new(),
@@ -536,6 +539,7 @@ impl Room {
 
     fn models(&mut self, unix_ms: u64, models: &Value) {
         self.models = models["models"].as_array().cloned().unwrap_or_default();
+        self.updates = models["updates"].as_object().cloned().unwrap_or_default();
         self.types.clear();
         for model in &self.models {
             let name = model["name"].as_str().unwrap_or_default();
@@ -568,6 +572,9 @@ impl Room {
         current.extend(
             named.map(|(model, state)| about.model_state(model, state, self.since[model.as_str()].0)),
         );
+        let updates =
+            self.updates.iter().filter_map(|(name, update)| Some((Name::parse(name).ok()?, update)));
+        current.extend(updates.map(|(model, update)| about.update_state(model, update)));
         if let Some(discovery) = &self.discovery_prefix {
             let models = models.keys().filter_map(|name| Name::parse(name).ok());
             current.extend(about.discovery(discovery, models));
