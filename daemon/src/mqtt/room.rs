@@ -572,6 +572,9 @@ impl Room {
         current.extend(
             named.map(|(model, state)| about.model_state(model, state, self.since[model.as_str()].0)),
         );
+        let updates =
+            self.updates.iter().filter_map(|(name, update)| Some((Name::parse(name).ok()?, update)));
+        current.extend(updates.map(|(model, update)| about.update_state(model, update)));
         if let Some(discovery) = &self.discovery_prefix {
             let models = models.keys().filter_map(|name| Name::parse(name).ok());
             current.extend(about.discovery(discovery, models));

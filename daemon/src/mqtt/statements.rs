@@ -40,6 +40,12 @@ impl About<'_> {
         (self.state_topic(model), Value::Object(state).to_string().into())
     }
 
+    /// How far the latest version of one model is.
+    pub(super) fn update_state(&self, model: Name<'_>, update: &Value) -> Statement {
+        let topic = Topic::UpdateState { node: self.node, model };
+        (topic.under(self.prefix).to_string(), update.to_string().into())
+    }
+
     /// Descriptions for Home Assistant: one device with what its status, metrics and models tell.
     /// <https://www.home-assistant.io/integrations/mqtt/#mqtt-discovery>
     pub(super) fn discovery<'m>(

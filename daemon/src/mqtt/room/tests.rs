@@ -516,3 +516,14 @@ fn home_assistant_is_told_when_asked_for_and_forgets_models_that_go() {
     assert_eq!(said.len(), 3, "{said:?}");
     assert!(said[0].ends_with("ha/sensor/tractd_n1/model_m/config"), "{said:?}");
 }
+
+#[test]
+fn an_update_is_told_beside_its_model() {
+    let mut bench = Bench::ready();
+    let update = json!({ "m": { "version": 2, "state": "shadow" } });
+    bench.handle(Event::Models(json!({ "models": [], "updates": update })));
+    assert_eq!(bench.effects(), ["publish 3: n1/update/m/state shadow"]);
+    bench.handle(Event::Models(json!({ "models": [] })));
+    bench.acked(3);
+    assert_eq!(bench.effects(), ["publish 4: n1/update/m/state"]);
+}
