@@ -579,11 +579,6 @@ impl Room {
             let models = models.keys().filter_map(|name| Name::parse(name).ok());
             current.extend(about.discovery(discovery, models));
         }
-        for (name, update) in &self.updates {
-            let Ok(model) = Name::parse(name) else { continue };
-            let topic = Topic::UpdateState { node: about.node, model }.under(about.prefix).to_string();
-            current.insert(topic, Bytes::from(update.to_string()));
-        }
 
         for topic in self.published.keys() {
             current.entry(topic.clone()).or_default();
