@@ -239,6 +239,9 @@ class Report:
         peaks = collections.defaultdict(list)
         for figures in self.runs["peak", "shapes", ""]:
             peaks[figures["tier"]].append(figures["gmacs"])
+        if not peaks:
+            print("\nNo loop measures the peak of this kind of machine yet.")
+            return
         peaks = {tier: statistics.median(values) for tier, values in peaks.items()}
         print("\nMeasured peak of this core: " + ", ".join(f"{tier} {gmacs:.0f} GMAC/s" for tier, gmacs in peaks.items()))
         if self.tier not in peaks:
