@@ -169,8 +169,9 @@ fn what_is_no_answer_is_said() {
     );
     let long = refusal.len() as u64;
     assert!(long > 80);
-    exchange.on_bytes(&refusal);
+    let taken = exchange.on_bytes(&refusal);
     assert_eq!(poll(&mut exchange, 1), Said::TooLarge(long));
+    assert_eq!(client.on_bytes(&refusal[taken..]), refusal.len() - taken);
 
     let mut exchange = client.start(0, &call()).unwrap();
     poll(&mut exchange, 0);
