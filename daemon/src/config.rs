@@ -238,8 +238,7 @@ impl Config {
         for (key, factor) in
             [("update.slower_max", self.update.slower_max), ("update.larger_max", self.update.larger_max)]
         {
-            // Written so that NaN fails.
-            if !(factor >= 1.0) {
+            if factor.is_nan() || factor < 1.0 {
                 return Err(format!("{key} must be at least 1"));
             }
         }

@@ -65,6 +65,10 @@ pub(crate) struct Pending {
 pub(crate) type Role = (Arc<Watch>, Version);
 
 /// What a worker does next.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "moved once from the floor to its worker; a box would be an allocation per request"
+)]
 pub(crate) enum Task {
     /// Run the request on `loaded`, then hand the ticket back.
     Run {

@@ -174,8 +174,9 @@ fn are_near(ours: &Tensor, theirs: &Tensor) -> bool {
         apart += (a - b) * (a - b);
         size += a * a;
     }
-    // Not a number in both: nothing can be said.
-    !(apart > DISTANCE_MAX * DISTANCE_MAX * size)
+    // With a NaN in the incumbent's own answer nothing can be said, and false is what this comparison gives.
+    let differ = apart > DISTANCE_MAX * DISTANCE_MAX * size;
+    !differ
 }
 
 fn holds_nan(reply: &Reply) -> bool {
