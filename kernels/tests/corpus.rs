@@ -29,7 +29,8 @@ const SEED_BYTES_MAX: usize = 1000;
 #[ignore = "writes seeds for the fuzzer into its corpus"]
 fn seeds() {
     use generate::*;
-    let generators: [(&str, fn(&mut Rng) -> Case); 15] = [
+    type Generator = fn(&mut Rng) -> Case;
+    let generators: [(&str, Generator); 15] = [
         ("conv", conv),
         ("dense", dense),
         ("stem", stem),
