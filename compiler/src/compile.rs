@@ -83,9 +83,28 @@ pub(crate) fn compile_with_specs(
             Err(refused) => banned.extend(refused),
         }
     }
-    let all = (0..graph.nodes.len()).map(|id| (id, "the kernels refuse too much of this graph".to_owned()));
-    let cut = Cut::new(&graph, &shapes, &all.collect())?;
-    Ok(cut.finish(model, &graph, &shapes, vec![]))
+    left_to_tract(model, &graph, &shapes, "the kernels refuse too much of this graph")
+}
+
+/// What [`compile`] gives where there are no kernels at all: for comparison.
+///
+/// # Errors
+/// As [`compile`].
+pub fn without_kernels(model: &ModelProto, shapes: &[(&str, &[usize])]) -> Result<Compiled, CompileError> {
+    let graph = Graph::new(model)?;
+    let shapes = Shapes::new(&graph, shapes)?;
+    left_to_tract(model, &graph, &shapes, "the kernels are not to be used").map(|(compiled, _)| compiled)
+}
+
+fn left_to_tract(
+    model: &ModelProto,
+    graph: &Graph<'_>,
+    shapes: &Shapes,
+    why: &str,
+) -> Result<(Compiled, Vec<ProgramSpec>), CompileError> {
+    let all = (0..graph.nodes.len()).map(|id| (id, why.to_owned()));
+    let cut = Cut::new(graph, shapes, &all.collect())?;
+    Ok(cut.finish(model, graph, shapes, vec![]))
 }
 
 /// A graph cut into regions.

@@ -30,7 +30,7 @@ mod shapes;
 mod stored;
 mod window;
 
-pub use compile::{Compiled, Form, Options, compile};
+pub use compile::{Compiled, Form, Options, compile, without_kernels};
 pub use error::CompileError;
 pub use lower::Port;
 pub use op::{DOMAIN, OPERATOR, attach, register};

@@ -340,7 +340,8 @@ pub(crate) enum Bench {
   tractctl bench engine models/digits/1
   taskset -c 1 tractctl bench engine mobilenet.onnx --kernels avx2 --json | jq .median_us
 
-Timed is a session's run with tensors: its checks, the copy of the inputs in, the graph, the copy of the outputs out.
+Timed is a session's run with tensors into the answer of the run before: its checks, the graph, and for what tract runs the
+copies in and out.
 Calls shorter than 20 µs are timed in groups, so that the clock does not count. load_ms is from opening the model's files
 to the first answer, without the start of the process; peak_rss_kb is the process's. One thread; pinning it is up to you.")]
 pub(crate) struct BenchEngine {
@@ -359,6 +360,9 @@ pub(crate) struct BenchEngine {
     /// Folder of compiled models: what is found there is loaded, what is not is put there
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// Leave the whole model to tract, for comparison
+    #[arg(long, conflicts_with = "kernels")]
+    pub(crate) stock: bool,
     /// Timed samples [default: what a second holds, at least 20]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=10_000_000))]
     pub(crate) runs: Option<usize>,

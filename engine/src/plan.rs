@@ -27,6 +27,8 @@ pub struct PlanOptions {
     pub tier: Tier,
     /// Folder in which compiled graphs are kept and looked for; it is made where it is missing. By default nothing is kept.
     pub cache: Option<PathBuf>,
+    /// Whether these kernels run what they can of a graph; without, tract runs it all, for comparison.
+    pub int8: bool,
 }
 
 impl Default for PlanOptions {
@@ -37,6 +39,7 @@ impl Default for PlanOptions {
             image_pixels_max: 36_000_000,
             tier: Tier::detect(),
             cache: None,
+            int8: true,
         }
     }
 }
@@ -107,13 +110,15 @@ impl Plan {
     /// [`LoadError`]
     pub fn load(bundle: &Bundle, options: &PlanOptions) -> Result<Plan, LoadError> {
         let labels: Vec<Arc<str>> = bundle.labels()?.into_iter().map(Arc::from).collect();
-        let cache = options.cache.as_deref().map(|dir| Cache::new(dir, bundle.digest, options.tier));
+        let tier = options.int8.then_some(options.tier);
+        let cache =
+            tier.zip(options.cache.as_deref()).map(|(tier, dir)| Cache::new(dir, bundle.digest, tier));
         if let Some(plan) = cache.as_ref().and_then(|cache| Plan::restore(bundle, options, &labels, cache)) {
             return Ok(plan);
         }
         let file = fs::read(bundle.model_path())?;
         let manifest = bundle.manifest.as_ref();
-        let (graph, interface) = Graph::read(&file, manifest, labels.len(), options.tier)?;
+        let (graph, interface) = Graph::read(&file, manifest, labels.len(), tier)?;
         drop(file);
         check_labels(&interface, &labels)?;
         let free = free_dims(&interface);
@@ -140,7 +145,7 @@ impl Plan {
         let content = cache.read()?;
         let entry = cache.entry(&content)?;
         let (graph, interface, executable) =
-            Graph::restore(&entry, bundle.manifest.as_ref(), labels.len(), options.tier)?;
+            Graph::restore(&entry, bundle.manifest.as_ref(), labels.len(), cache.tier())?;
         check_labels(&interface, labels).ok()?;
         let free = free_dims(&interface);
         if !free.is_empty() {

@@ -2,21 +2,10 @@
 
 use std::sync::Arc;
 
-use tract_onnx::prelude::TValue;
-
-use crate::{Class, RunError};
+use crate::Class;
 
 /// The `top_k` largest elements, best first; of equals, the first. NaN counts as smallest.
-pub(crate) fn classes(
-    value: &TValue,
-    top_k: usize,
-    softmax: bool,
-    labels: &[Arc<str>],
-) -> Result<Vec<Class>, RunError> {
-    let internal = |error| RunError::Internal(format!("classes: {error:#}"));
-    let values = value.cast_to::<f32>().map_err(internal)?;
-    let plain = values.try_as_plain_ram().map_err(internal)?;
-    let scores = plain.as_slice::<f32>().map_err(internal)?;
+pub(crate) fn classes(scores: &[f32], top_k: usize, softmax: bool, labels: &[Arc<str>]) -> Vec<Class> {
     let best = largest(scores, top_k);
     let softmax = softmax.then(|| Softmax::over(scores));
     let score = |value| softmax.as_ref().map_or(value, |softmax| softmax.of(value));
@@ -26,7 +15,7 @@ pub(crate) fn classes(
         score: score(scores[index]),
         label: labels.get(index).unwrap_or(&nameless).clone(),
     };
-    Ok(best.iter().map(class).collect())
+    best.iter().map(class).collect()
 }
 
 fn largest(values: &[f32], count: usize) -> Vec<usize> {

@@ -1,11 +1,11 @@
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tract_onnx::prelude::{TValue, Tensor as TractTensor};
-use tractd_bundle::{DType, Dim};
+use tract_onnx::prelude::{TValue, TVec, Tensor as TractTensor, TractError, tvec};
+use tractd_bundle::{DType, Dim, InputSpec};
 
 use crate::convert::{from_tract, to_tract};
-use crate::exec::State;
+use crate::exec::{State, run_tract};
 use crate::image;
 use crate::interface::shape_text;
 use crate::plan::Shapes;
@@ -120,7 +120,7 @@ impl Session {
     pub fn new(plan: Arc<Plan>) -> Result<Session, RunError> {
         let mut session = Session { plan, resizer: image::Resizer::default(), state: None };
         if session.plan.free_dims().is_empty() {
-            session.state_for(Vec::new())?;
+            session.prepare(Vec::new())?;
         }
         Ok(session)
     }
@@ -135,49 +135,84 @@ impl Session {
     /// # Errors
     /// [`RunError`]
     pub fn run(&mut self, input: Input<'_>, want: Want) -> Result<Output, RunError> {
+        let mut output = Output::default();
         let begin = Instant::now();
-        let (tensors, shapes) = match input {
-            Input::Tensors(views) => self.read_views(views)?,
-            Input::Media(bytes) => self.read_media(bytes)?,
-        };
-        let state = self.state_for(shapes)?;
-        let pre_us = micros(begin);
-
-        let begin = Instant::now();
-        let result = state.run(tensors);
-        let infer_us = micros(begin);
-        let values = result.map_err(|error| {
-            self.state = None;
-            RunError::Internal(format!("{error:#}"))
+        let (mut ready, mut done) = (begin, begin);
+        self.run_marked(input, want, &mut output, |mark| match mark {
+            Mark::Ready => ready = Instant::now(),
+            Mark::Done => done = Instant::now(),
         })?;
-
-        let begin = Instant::now();
-        let mut output = self.collect(&values, want)?;
-        output.timings = Timings { pre_us, infer_us, post_us: micros(begin) };
+        let (pre_us, infer_us) = (micros(ready - begin), micros(done - ready));
+        output.timings = Timings { pre_us, infer_us, post_us: micros(done.elapsed()) };
         Ok(output)
     }
 
-    /// Checks everything about the views and copies each once, into memory aligned for the kernels.
-    fn read_views(&self, views: &[TensorView<'_>]) -> Result<(Vec<TractTensor>, Shapes), RunError> {
-        let inputs = self.plan.inputs();
-        let name_of = |view: &TensorView<'_>| match inputs {
-            [only] if view.name.is_empty() => only.tensor.name.clone(),
-            _ => view.name.to_owned(),
+    /// As [`Session::run`], but into the memory of an earlier answer, and untimed. Where the model runs on the int8
+    /// kernels alone and is given tensors, nothing is allocated and no clock read: a small model takes less time than
+    /// these. After an error `output` holds nothing of use.
+    ///
+    /// # Errors
+    /// [`RunError`]
+    pub fn run_into(&mut self, input: Input<'_>, want: Want, output: &mut Output) -> Result<(), RunError> {
+        output.timings = Timings::default();
+        self.run_marked(input, want, output, |_| ())
+    }
+
+    fn run_marked(
+        &mut self,
+        input: Input<'_>,
+        want: Want,
+        output: &mut Output,
+        mut reached: impl FnMut(Mark),
+    ) -> Result<(), RunError> {
+        let (given, shapes) = match input {
+            Input::Tensors(views) => self.check(views)?,
+            Input::Media(bytes) => self.read_media(bytes)?,
         };
-        let mut by_input: Vec<Option<&TensorView<'_>>> = vec![None; inputs.len()];
+        self.prepare(shapes)?;
+        let (_, state) = self.state.as_mut().expect("just prepared");
+        output.classes.clear();
+        let ran = match state {
+            State::Int8(int8, arena) => {
+                let given = given.bytes()?;
+                reached(Mark::Ready);
+                int8.run(arena, &given, &mut output.tensors, self.plan.output_names()).map(|()| None)
+            }
+            State::Tract(state) => {
+                let given = given.tensors()?;
+                reached(Mark::Ready);
+                run_tract(state, given).map(Some)
+            }
+        };
+        reached(Mark::Done);
+        let values = ran.map_err(|error| {
+            self.state = None;
+            internal(&error)
+        })?;
+        match values {
+            Some(values) => self.collect(&values, want, output),
+            None => self.finish(want, output),
+        }
+    }
+
+    /// Checks everything about the views, and puts them in the order of the inputs.
+    fn check<'v>(&self, views: &'v [TensorView<'v>]) -> Result<(Given<'v>, Shapes), RunError> {
+        let inputs = self.plan.inputs();
+        let mut by_input: TVec<Option<&TensorView<'_>>> = tvec![None; inputs.len()];
         for view in views {
-            let name = name_of(view);
-            let Some(index) = inputs.iter().position(|input| input.tensor.name == name) else {
+            let named = |input: &InputSpec| input.tensor.name == view.name;
+            let lone = inputs.len() == 1 && view.name.is_empty();
+            let Some(index) = inputs.iter().position(|input| lone || named(input)) else {
                 let known: Vec<&str> = inputs.iter().map(|input| input.tensor.name.as_str()).collect();
-                return Err(RunError::UnknownInput { name, known: known.join(", ") });
+                return Err(RunError::UnknownInput { name: view.name.to_owned(), known: known.join(", ") });
             };
             if by_input[index].replace(view).is_some() {
-                return Err(RunError::DuplicateInput { name });
+                return Err(RunError::DuplicateInput { name: inputs[index].tensor.name.clone() });
             }
         }
 
         let mut free = FreeDims::new(&self.plan);
-        let mut tensors = Vec::with_capacity(inputs.len());
+        let mut checked = TVec::with_capacity(inputs.len());
         for (input, view) in inputs.iter().zip(by_input) {
             let spec = &input.tensor;
             let name = || spec.name.clone();
@@ -205,14 +240,12 @@ impl Session {
             {
                 return Err(RunError::NotBool { name: name(), index });
             }
-            let mut tensor = self.blank(spec.dtype, view.shape)?;
-            tensor.as_bytes_mut().copy_from_slice(view.data);
-            tensors.push(tensor);
+            checked.push(view);
         }
-        Ok((tensors, free.sizes()))
+        Ok((Given::Views(checked), free.sizes()))
     }
 
-    fn read_media(&mut self, bytes: &[u8]) -> Result<(Vec<TractTensor>, Shapes), RunError> {
+    fn read_media<'v>(&mut self, bytes: &[u8]) -> Result<(Given<'v>, Shapes), RunError> {
         let plan = self.plan.clone();
         let input = plan.inputs().iter().find_map(|input| Some((&input.tensor, input.image.as_ref()?)));
         let Some((tensor, spec)) = input else {
@@ -224,43 +257,116 @@ impl Session {
         // A free dimension is the batch: one picture.
         let size = |dim: &Dim| if let Dim::Fixed(size) = dim { *size } else { 1 };
         let shape: Vec<u32> = tensor.shape.iter().map(size).collect();
-        let mut blank = self.blank(tensor.dtype, &shape)?;
-        self.resizer.fill(picture, spec, tensor.dtype, &mut blank)?;
-        Ok((vec![blank], vec![1; plan.free_dims().len()]))
+        let mut made = blank(tensor.dtype, &shape)?;
+        self.resizer.fill(picture, spec, tensor.dtype, &mut made)?;
+        Ok((Given::Picture(Box::new(made)), vec![1; plan.free_dims().len()]))
     }
 
-    fn blank(&self, dtype: DType, shape: &[u32]) -> Result<TractTensor, RunError> {
-        let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
-        TractTensor::zero_dt(to_tract(dtype), &shape)
-            .map_err(|error| RunError::Internal(format!("{error:#}")))
-    }
-
-    fn state_for(&mut self, shapes: Shapes) -> Result<&mut State, RunError> {
+    /// Sees to a state for these shapes.
+    fn prepare(&mut self, shapes: Shapes) -> Result<(), RunError> {
         if self.state.as_ref().is_none_or(|(known, _)| *known != shapes) {
             // First the old one goes: two sets of buffers at once would not be in anybody's budget.
             self.state = None;
             let executable =
                 self.plan.executable(&shapes).map_err(|error| RunError::UnfitShape(error.to_string()))?;
-            let state = executable.state().map_err(|error| RunError::Internal(format!("{error:#}")))?;
+            let state = executable.state().map_err(|error| internal(&error))?;
             self.state = Some((shapes, state));
         }
-        let (_, state) = self.state.as_mut().expect("set just above where it was not");
-        Ok(state)
+        Ok(())
     }
 
-    fn collect(&self, values: &[TValue], want: Want) -> Result<Output, RunError> {
-        let mut output = Output::default();
+    /// The classes of what the kernels left in `output.tensors`.
+    fn finish(&self, want: Want, output: &mut Output) -> Result<(), RunError> {
+        for (answer, spec) in output.tensors.iter().zip(self.plan.outputs()) {
+            if want.classes
+                && let Some(top_k) = spec.post.top_k
+            {
+                let scores = scores(answer)?;
+                output.classes = post::classes(&scores, top_k, spec.post.softmax, self.plan.labels());
+            }
+        }
+        if !want.tensors {
+            output.tensors.clear();
+        }
+        Ok(())
+    }
+
+    fn collect(&self, values: &[TValue], want: Want, output: &mut Output) -> Result<(), RunError> {
+        output.tensors.clear();
         for ((value, spec), name) in values.iter().zip(self.plan.outputs()).zip(self.plan.output_names()) {
             if want.classes
                 && let Some(top_k) = spec.post.top_k
             {
-                output.classes = post::classes(value, top_k, spec.post.softmax, self.plan.labels())?;
+                let values = value.cast_to::<f32>().map_err(|error| internal(&error))?;
+                let plain = values.try_as_plain_ram().map_err(|error| internal(&error))?;
+                let scores = plain.as_slice::<f32>().map_err(|error| internal(&error))?;
+                output.classes = post::classes(scores, top_k, spec.post.softmax, self.plan.labels());
             }
             if want.tensors {
                 output.tensors.push(tensor(value, name)?);
             }
         }
-        Ok(output)
+        Ok(())
+    }
+}
+
+/// Where in a run time is taken.
+enum Mark {
+    /// The inputs are checked and where they have to be.
+    Ready,
+    /// The graph has run.
+    Done,
+}
+
+/// A run's inputs, in the order of the specs.
+enum Given<'v> {
+    /// Where the caller holds them.
+    Views(TVec<&'v TensorView<'v>>),
+    /// Made of a picture.
+    Picture(Box<TractTensor>),
+}
+
+impl Given<'_> {
+    fn bytes(&self) -> Result<TVec<&[u8]>, RunError> {
+        match self {
+            Given::Views(views) => Ok(views.iter().map(|view| view.data).collect()),
+            Given::Picture(tensor) => {
+                let plain = tensor.try_as_plain_ram().map_err(|error| internal(&error))?;
+                Ok(tvec![plain.as_bytes()])
+            }
+        }
+    }
+
+    /// Copies, in memory aligned for tract.
+    fn tensors(self) -> Result<Vec<TractTensor>, RunError> {
+        let copy = |view: &TensorView<'_>| {
+            let mut tensor = blank(view.dtype, view.shape)?;
+            tensor.as_bytes_mut().copy_from_slice(view.data);
+            Ok(tensor)
+        };
+        match self {
+            Given::Views(views) => views.into_iter().map(copy).collect(),
+            Given::Picture(tensor) => Ok(vec![*tensor]),
+        }
+    }
+}
+
+fn blank(dtype: DType, shape: &[u32]) -> Result<TractTensor, RunError> {
+    let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
+    TractTensor::zero_dt(to_tract(dtype), &shape).map_err(|error| internal(&error))
+}
+
+fn internal(error: &TractError) -> RunError {
+    RunError::Internal(format!("{error:#}"))
+}
+
+/// The elements of what the kernels gave, which is one of these types.
+fn scores(answer: &Tensor) -> Result<Vec<f32>, RunError> {
+    match answer.dtype {
+        DType::F32 => Ok(answer.data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()),
+        DType::U8 => Ok(answer.data.iter().map(|&byte| f32::from(byte)).collect()),
+        DType::I8 => Ok(answer.data.iter().map(|&byte| f32::from(byte as i8)).collect()),
+        other => Err(RunError::Internal(format!("output `{}` came out as {other}", answer.name))),
     }
 }
 
@@ -324,6 +430,6 @@ impl<'p> FreeDims<'p> {
     }
 }
 
-fn micros(begin: Instant) -> u32 {
-    u32::try_from(begin.elapsed().as_micros()).unwrap_or(u32::MAX)
+fn micros(took: Duration) -> u32 {
+    u32::try_from(took.as_micros()).unwrap_or(u32::MAX)
 }

@@ -193,6 +193,10 @@ fn blocks(conv: &Conv, shape: Shape, passes: usize) -> (Vec<Block>, usize) {
 /// Splits `count` rows into tiles of at most `most`, as even as possible: `(tiles, rows of the smaller ones, how many are one
 /// larger)`.
 pub(crate) fn tiles(count: usize, most: usize) -> (usize, usize, usize) {
+    // Divisions count where there is one pixel to compute.
+    if count <= most {
+        return (1, count, 0);
+    }
     let tiles = count.div_ceil(most);
     (tiles, count / tiles, count % tiles)
 }

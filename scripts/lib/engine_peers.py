@@ -1,103 +1,135 @@
-"""What scripts/bench-engine does in Python: time a peer's engine on a model, and make the table.
+"""Times one peer's engine on one model, in a process of its own: engine_peers.py PEER MODEL RAW SECONDS -> one JSON line.
 
-  engine_peers.py npz MODEL.onnx RAW OUT.npz                     the raw f32 input as tractctl reads it
-  engine_peers.py identity OUT.onnx                              a model that does nothing: what a call costs
-  engine_peers.py measure ort|openvino MODEL.onnx RAW SECONDS    one JSON line, from a fresh process
-  engine_peers.py table RESULTS PEER...                          medians of the JSON lines, as tables
+PEER is ort, openvino or litert; RAW the input, little-endian f32 in ONNX's layout. Each engine is called as a C program
+would call it: one thread, input and output bound beforehand, nothing copied or looked up in a call, by the native function
+itself. What such a call costs from Python is measured on a native function that does nothing (call_us).
 """
 
-import collections
+import ctypes
+import functools
 import json
 import math
 import pathlib
-import resource
-import statistics
 import sys
 import time
 
 # As tractctl's: shorter calls are timed several at once, and warming up lasts a while.
 SAMPLE_MIN_S, WARM_UP_S, WARM_UP_RUNS, SAMPLES_MIN = 20e-6, 0.1, 20, 20
-NAMES = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "tractd": "tractd"}
 
 
 def main():
-    command, *arguments = sys.argv[1:]
-    {"npz": npz, "identity": identity, "measure": measure, "table": table}[command](*arguments)
-
-
-def npz(model, raw, out):
-    import numpy as np
-
-    name, array = read_input(model, raw)
-    np.savez(out, **{name: array})
-
-
-def read_input(model, raw):
-    import numpy as np
-    import onnx
-
-    value = onnx.load(model).graph.input[0]
-    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    return value.name, np.fromfile(raw, dtype="<f4").reshape(shape)
-
-
-def identity(out):
-    import onnx
-    from onnx import TensorProto, helper
-
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("input", "output")]
-    graph = helper.make_graph([helper.make_node("Identity", ["input"], ["output"])], "identity", [values[0]], [values[1]])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), out)
-    pathlib.Path(out).with_suffix(".input").write_bytes(bytes(4))
-
-
-def measure(peer, model, raw, seconds):
-    _, array = read_input(model, raw)
-    begin, run = {"ort": with_ort, "openvino": with_openvino}[peer](model, array)
+    peer, model, raw, seconds = sys.argv[1:]
+    values = pathlib.Path(raw).read_bytes()
+    engine = {"ort": OnnxRuntime, "openvino": OpenVino, "litert": LiteRt}[peer]()
+    rss_before_kb = peak_rss_kb()
+    begin = time.perf_counter()
+    run = engine.load(model, values)
     run()
     load_ms = (time.perf_counter() - begin) * 1e3
-    median_us = time_calls(run, float(seconds))
-    peak_rss_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"median_us": median_us, "load_ms": load_ms, "peak_rss_kb": peak_rss_kb}))
+    samples = sorted(time_calls(run, float(seconds)))
+    call = sorted(time_calls(engine.nothing(), 0.05))
+    peak = peak_rss_kb()
+    at = lambda share: samples[round((len(samples) - 1) * share)]  # noqa: E731
+    figures = {"median_us": at(0.5), "p10_us": at(0.1), "p90_us": at(0.9), "call_us": call[len(call) // 2]}
+    print(json.dumps({**figures, "load_ms": load_ms, "peak_rss_kb": peak, "own_rss_kb": peak - rss_before_kb}))
 
 
-def with_ort(model, array):
-    import onnxruntime as ort
-
-    begin = time.perf_counter()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    # Input and output stay where they are: nothing is copied, looked up or converted in a call.
-    binding = session.io_binding()
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(array))
-    session.run_with_iobinding(bind_output(ort, session, binding, array))
-    return begin, lambda: session.run_with_iobinding(binding)
+def peak_rss_kb():
+    # Not getrusage: its peak begins with that of the process which started this one.
+    (line,) = [line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1])
 
 
-def bind_output(ort, session, binding, array):
-    import numpy as np
+class OnnxRuntime:
+    def __init__(self):
+        import numpy
+        import onnxruntime
 
-    output = session.get_outputs()[0]
-    first = session.run(None, {session.get_inputs()[0].name: array})[0]
-    binding.bind_ortvalue_output(output.name, ort.OrtValue.ortvalue_from_numpy(np.empty_like(first)))
-    return binding
+        self.numpy, self.ort = numpy, onnxruntime
+        self.options = onnxruntime.SessionOptions()
+        self.options.intra_op_num_threads = self.options.inter_op_num_threads = 1
+        self.options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        self.options.log_severity_level = 3
+
+    def load(self, model, values):
+        session = self.ort.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
+        (source,), (result,) = session.get_inputs(), session.get_outputs()
+        array = self.numpy.frombuffer(values, "<f4").reshape(source.shape)
+        binding = session.io_binding()
+        bound = [
+            self.ort.OrtValue.ortvalue_from_numpy(array),
+            self.ort.OrtValue.ortvalue_from_numpy(self.numpy.empty(result.shape, "<f4")),
+        ]
+        binding.bind_ortvalue_input(source.name, bound[0])
+        binding.bind_ortvalue_output(result.name, bound[1])
+        once = self.ort.RunOptions()
+        # There is nothing to wait for on a CPU; it takes half a microsecond.
+        once.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self.kept = session, binding, bound
+        return functools.partial(session._sess.run_with_iobinding, binding._iobinding, once)
+
+    def nothing(self):
+        return functools.partial(getattr, self.options, "intra_op_num_threads")
 
 
-def with_openvino(model, array):
-    import openvino as ov
+class OpenVino:
+    """By its C library, which comes with the package: the Python one makes a dictionary of each answer."""
 
-    begin = time.perf_counter()
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
-    request = ov.Core().compile_model(model, "CPU", options).create_infer_request()
-    request.set_input_tensor(ov.Tensor(array, shared_memory=True))
-    return begin, lambda: request.infer(share_outputs=True)
+    OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1"}
+
+    def __init__(self):
+        import openvino
+
+        (path,) = (pathlib.Path(openvino.__file__).parent / "libs").glob("libopenvino_c.so*")
+        self.library = ctypes.CDLL(str(path))
+
+    def load(self, model, values):
+        core, compiled, request, tensor, data = (ctypes.c_void_p() for _ in range(5))
+        self.call("ov_core_create", ctypes.byref(core))
+        options = [ctypes.c_char_p(word.encode()) for pair in self.OPTIONS.items() for word in pair]
+        arguments = [core, model.encode(), b"CPU", ctypes.c_size_t(len(options)), ctypes.byref(compiled), *options]
+        self.call("ov_core_compile_model_from_file", *arguments)
+        self.call("ov_compiled_model_create_infer_request", compiled, ctypes.byref(request))
+        self.call("ov_infer_request_get_input_tensor", request, ctypes.byref(tensor))
+        self.call("ov_tensor_data", tensor, ctypes.byref(data))
+        ctypes.memmove(data, values, len(values))
+        return functools.partial(self.library.ov_infer_request_infer, request)
+
+    def call(self, name, *arguments):
+        status = getattr(self.library, name)(*arguments)
+        if status != 0:
+            raise RuntimeError(f"{name}: {status}")
+
+    def nothing(self):
+        return functools.partial(ctypes.CDLL(None).ntohl, ctypes.c_void_p(0))
+
+
+class LiteRt:
+    """With the XNNPACK delegate, which it takes by itself."""
+
+    def __init__(self):
+        import ai_edge_litert.interpreter
+        import numpy
+
+        self.numpy, self.litert = numpy, ai_edge_litert.interpreter
+
+    def load(self, model, values):
+        self.interpreter = self.litert.Interpreter(model, num_threads=1)
+        self.interpreter.allocate_tensors()
+        (source,) = self.interpreter.get_input_details()
+        shape = list(source["shape"])
+        array = self.numpy.frombuffer(values, "<f4")
+        if len(shape) == 4:
+            array = array.reshape(shape[0], shape[3], *shape[1:3]).transpose(0, 2, 3, 1)
+        self.interpreter.tensor(source["index"])()[:] = array.reshape(shape)
+        return self.interpreter._interpreter.Invoke
+
+    def nothing(self):
+        return self.interpreter._interpreter.NumSubgraphs
 
 
 def time_calls(run, seconds):
-    """The median in µs, by the same rule as `tractctl bench engine`."""
+    """Times in µs, by the same rule as `tractctl bench engine`."""
     clock = time.perf_counter_ns
     begin, warm = clock(), 0
     while warm < WARM_UP_RUNS or clock() - begin < WARM_UP_S * 1e9:
@@ -109,63 +141,8 @@ def time_calls(run, seconds):
         started = clock()
         for _ in calls:
             run()
-        samples.append((clock() - started) / group)
-    return statistics.median(samples) / 1e3
-
-
-def table(results, *peers):
-    lines = collections.defaultdict(list)
-    for line in pathlib.Path(results).read_text().splitlines():
-        model, engine, form, figures = line.split("\t")
-        lines[model, engine, form].append(json.loads(figures))
-    medians = {
-        key: {name: statistics.median(run[name] for run in runs) for name in ("median_us", "load_ms", "peak_rss_kb")}
-        for key, runs in lines.items()
-    }
-    overhead = {peer: medians["identity", peer, "f32"]["median_us"] for peer in peers}
-    models = list(dict.fromkeys(model for model, _, _ in lines if model != "identity"))
-
-    ratios, called, rows, loads = [], [], [], []
-    for model in models:
-        (ours,) = [form for name, engine, form in medians if (name, engine) == (model, "tractd")]
-        ours = medians[model, "tractd", ours]
-        best = {}
-        for peer in peers:
-            forms = [form for name, engine, form in medians if (name, engine) == (model, peer)]
-            best[peer] = min((medians[model, peer, form] | {"form": form} for form in forms), key=lambda m: m["median_us"])
-        net = {peer: best[peer]["median_us"] - overhead[peer] for peer in peers}
-        ratio = min(net.values()) / ours["median_us"]
-        ratios.append(ratio)
-        called.append(min(best[peer]["median_us"] for peer in peers) / ours["median_us"])
-        first = lines[model, "tractd", "qdq"][0]
-        share = first["int8_macs"] / max(first["total_macs"], 1)
-        cells = [f"{net[peer]:.1f} {best[peer]['form']}" for peer in peers]
-        rows.append([model, f"{ours['median_us']:.2f}", *cells, f"{ratio:.2f}", f"{called[-1]:.2f}", f"{share:.1%}", first["outside"]])
-        cells = [f"{m['load_ms']:.1f}" for m in (ours, *best.values())] + [f"{m['peak_rss_kb'] / 1024:.0f}" for m in (ours, *best.values())]
-        loads.append([model, *cells])
-
-    engines = ["tractd", *(NAMES[peer] for peer in peers)]
-    kernels = lines[models[0], "tractd", "qdq"][0]["kernels"]
-    rounds = len(lines[models[0], "tractd", "qdq"])
-    calls = ", ".join(f"{NAMES[peer]} {overhead[peer]:.1f} µs" for peer in peers)
-    print(f"int8, batch 1, one core, one thread, tractd's kernels {kernels}, medians of {rounds} rounds in µs.")
-    print(f"Subtracted from the peers, a call on a model that does nothing: {calls}.")
-    print("That is more than Python's share, so the first ratio is too low for the smallest models; the second is as called.\n")
-    show([["model", *engines, "best peer ÷ tractd", "as called", "MACs in int8", "nodes outside"], *rows])
-    mean, mean_called = (math.exp(statistics.fmean(math.log(max(ratio, 0.01)) for ratio in each)) for each in (ratios, called))
-    print(f"\ngeometric mean {mean:.2f}, worst {min(ratios):.2f}; as called {mean_called:.2f}, worst {min(called):.2f}\n")
-    print("From opening the file to the first answer in ms; peak memory of the process in MiB, Python's own included.\n")
-    show([["model", *(f"{engine} ms" for engine in engines), *(f"{engine} MiB" for engine in engines)], *loads])
-
-
-def show(rows):
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for index, row in enumerate(rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-        print("| " + " | ".join(cells) + " |")
-        if index == 0:
-            print("|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|")
+        samples.append((clock() - started) / group / 1e3)
+    return samples
 
 
 if __name__ == "__main__":

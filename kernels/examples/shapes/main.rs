@@ -2,10 +2,13 @@
 //!
 //! `cargo run --release -p tractd-kernels --example shapes -- [--tier NAME] [--net NAME] [--layers] [--quantile 0.5]`
 //!
+//! With `--peak`, only the peak of each tier; with `--scaling NET`, what a second core adds to a network's throughput, and
+//! to that of a loop of the tier's instruction alone. Both as JSON, for scripts/bench-engine.
 //! `--repeat N` only runs a network as often, for tools that count instructions.
 
 mod nets;
 mod peak;
+mod scaling;
 
 use std::time::Instant;
 
@@ -21,6 +24,14 @@ fn main() {
         Some(name) => vec![name.parse().unwrap_or_else(|error| panic!("{error}"))],
         None => Tier::available().filter(|&tier| tier != Tier::Portable).collect(),
     };
+    if args.iter().any(|arg| arg == "--peak") {
+        return tiers.into_iter().for_each(print_peak);
+    }
+    if let Some(net) = value("--scaling") {
+        let (_, make) = nets::ALL.into_iter().find(|(name, _)| name == net).expect("a network's name");
+        let tier = value("--tier").map_or(Tier::detect(), |_| tiers[0]);
+        return scaling::print(&make(), tier);
+    }
     let layers = args.iter().any(|arg| arg == "--layers");
     let repeat = value("--repeat").map(|n| n.parse().expect("a number of runs"));
     let quantile = value("--quantile").map_or(0.5, |q| q.parse().expect("a quantile is a number"));
@@ -41,6 +52,19 @@ fn main() {
             }
         }
     }
+}
+
+fn print_peak(tier: Tier) {
+    let mut all: Vec<f64> = (0..RUNS).map(|_| peak::gmacs(tier)).collect();
+    let gmacs = median(&mut all);
+    if gmacs.is_finite() {
+        println!("{{\"tier\": \"{tier}\", \"gmacs\": {gmacs:.1}}}");
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn run(spec: &ProgramSpec, tier: Tier, count: usize) {

@@ -73,6 +73,45 @@ fn every_verb_has_help_with_an_example() {
 }
 
 #[test]
+fn bench_engine_says_all_that_it_measures() {
+    let model = digits::dir(1).display().to_string();
+    let measured = |more: &[&str]| -> Value {
+        let arguments = ["bench", "engine", model.as_str(), "--json", "--runs", "3"];
+        serde_json::from_str(&tractctl(&[&arguments[..], more].concat()).ok()).unwrap()
+    };
+    let figures = measured(&[]);
+    let keys: Vec<&String> = figures.as_object().unwrap().keys().collect();
+    let expected = [
+        "digest",
+        "int8_macs",
+        "kernels",
+        "load_ms",
+        "median_us",
+        "model",
+        "outside",
+        "p10_us",
+        "p90_us",
+        "peak_rss_kb",
+        "samples",
+        "total_macs",
+    ];
+    assert_eq!(keys, expected);
+    let us = ["p10_us", "median_us", "p90_us"].map(|key| figures[key].as_f64().unwrap());
+    assert!(0.0 < us[0] && us.is_sorted(), "{us:?}");
+    assert!(figures["load_ms"].as_f64().unwrap() > 0.0);
+    assert!(figures["peak_rss_kb"].as_u64().unwrap() > 1024);
+    assert_eq!((&figures["samples"], &figures["outside"]), (&3.into(), &0.into()));
+    assert!(figures["int8_macs"].as_u64().unwrap() > 0);
+    assert_eq!(figures["int8_macs"], figures["total_macs"]);
+
+    assert_eq!(measured(&["--kernels", "portable"])["kernels"], "portable");
+    let stock = measured(&["--stock"]);
+    assert_eq!((&stock["kernels"], &stock["int8_macs"]), (&"none".into(), &0.into()));
+    assert_eq!(stock["total_macs"], figures["total_macs"]);
+    assert!(stock["outside"].as_u64().unwrap() > 0);
+}
+
+#[test]
 fn files_that_cannot_be_used_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name).display().to_string();

@@ -29,6 +29,8 @@ struct Packed512 {
     residual: Option<Residual>,
     table: Option<Box<[u8; 256]>>,
     output: View,
+    /// Rows between which all blocks of channels are computed.
+    band: usize,
 }
 
 pub(super) fn pack(conv: Conv) -> Kernel {
@@ -38,9 +40,11 @@ pub(super) fn pack(conv: Conv) -> Kernel {
     let pixels = conv.output.height * conv.output.width;
     // One pixel alone reads each weight once: eight independent sums hide the latency.
     let wide = if pixels == 1 && conv.groups == 1 { 8 } else { 0 };
-    let shape = Shape { lanes: 16, vectors: 4, wide, lane };
+    let packed = Packed::new(&conv, Shape { lanes: 16, vectors: 4, wide, lane });
+    let near = packed.weights.bytes().len() <= L1_WEIGHTS || packed.blocks.len() == 1;
     Box::new(Packed512 {
-        packed: Packed::new(&conv, shape),
+        band: if near { BAND.div_ceil(conv.output.width) } else { conv.output.height },
+        packed,
         base: conv.base,
         step: conv.step,
         requant: conv.requant,
@@ -59,11 +63,8 @@ fn lane(vectors: usize, c: usize) -> usize {
 
 impl Run for Packed512 {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        let all = self.packed.weights.bytes().len();
-        let near = all <= L1_WEIGHTS || self.packed.blocks.len() == 1;
-        let band = if near { BAND.div_ceil(self.output.width) } else { rows.len() };
-        for y in rows.clone().step_by(band.max(1)) {
-            let rows = y..rows.end.min(y + band);
+        for y in rows.clone().step_by(self.band) {
+            let rows = y..rows.end.min(y + self.band);
             // SAFETY: the module's contract; these are rows of the output.
             unsafe { self.pixels(memory.arena.as_mut_ptr(), rows.clone()) };
             // The sum and the table pass over what has just been written, while it is near.
@@ -179,15 +180,25 @@ unsafe fn kernel<const M: usize, const N: usize>(tile: &Tile<'_>, cursor: &mut C
         // Plain loops: calls of iterators would not be compiled for these features in place.
         let mut reads = [read; M];
         let mut writes = [write; M];
-        for m in 0..M {
-            (reads[m], writes[m]) = (read, write);
-            x += 1;
-            read = read.wrapping_add(tile.step[0]);
-            write = write.wrapping_add(tile.step[1]);
-            if x == tile.width {
-                x = 0;
-                read = read.wrapping_offset(tile.turn[0]);
-                write = write.wrapping_offset(tile.turn[1]);
+        if N <= 2 && x + M < tile.width {
+            for m in 0..M {
+                reads[m] = read.wrapping_add(m * tile.step[0]);
+                writes[m] = write.wrapping_add(m * tile.step[1]);
+            }
+            x += M;
+            read = read.wrapping_add(M * tile.step[0]);
+            write = write.wrapping_add(M * tile.step[1]);
+        } else {
+            for m in 0..M {
+                (reads[m], writes[m]) = (read, write);
+                x += 1;
+                read = read.wrapping_add(tile.step[0]);
+                write = write.wrapping_add(tile.step[1]);
+                if x == tile.width {
+                    x = 0;
+                    read = read.wrapping_offset(tile.turn[0]);
+                    write = write.wrapping_offset(tile.turn[1]);
+                }
             }
         }
         // SAFETY: passed on; the pointers are those of M pixels.
