@@ -291,12 +291,12 @@ pub(crate) struct BenchEngine {
     /// Pack for this tier instead of the best that this machine has
     #[arg(long, value_name = "TIER")]
     pub(crate) kernels: Option<tractd_engine::Tier>,
-    /// Leave the whole model to tract, for comparison
-    #[arg(long, conflicts_with = "kernels")]
-    pub(crate) stock: bool,
     /// Folder of compiled models: what is found there is loaded, what is not is put there
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// Leave the whole model to tract, for comparison
+    #[arg(long, conflicts_with = "kernels")]
+    pub(crate) stock: bool,
     /// Timed samples [default: what a second holds, at least 20]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=10_000_000))]
     pub(crate) runs: Option<usize>,

@@ -71,6 +71,11 @@ impl<'a> Cache<'a> {
         Cache { dir, digest, tier }
     }
 
+    /// What entries are packed for.
+    pub(crate) fn tier(&self) -> Tier {
+        self.tier
+    }
+
     /// The file, if there is one of a size that could be ours.
     pub(crate) fn read(&self) -> Option<Vec<u8>> {
         let path = self.path();

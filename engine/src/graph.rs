@@ -5,7 +5,7 @@ use tract_onnx::Onnx;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto};
 use tract_onnx::prelude::*;
 use tractd_bundle::{Manifest, OutputSpec};
-use tractd_compiler::{Compiled, Form, Options, Region, Report, Tier, Whole};
+use tractd_compiler::{CompileError, Compiled, Form, Options, Region, Report, Tier, Whole};
 
 use crate::LoadError;
 use crate::cache::{Cache, Entry};
@@ -76,8 +76,8 @@ impl Graph {
         let interface = interface_of(proto.graph.as_ref()?, manifest, labels).ok()?;
         let compiled = tractd_compiler::restore(entry.compiled, tier)?;
         let Form::Whole(whole) = compiled.form else { return None };
-        let graph =
-            Graph { interface: interface.clone(), tier: Some(tier), weight_bytes: entry.weight_bytes, proto };
+        let (tier, weight_bytes) = (Some(tier), entry.weight_bytes);
+        let graph = Graph { interface: interface.clone(), tier, weight_bytes, proto };
         let executable = graph.whole(whole, compiled.report).ok()?;
         Some((graph, interface, executable))
     }
@@ -86,12 +86,11 @@ impl Graph {
     /// optimising happens.
     pub(crate) fn prepare(&self, shapes: &[Vec<u32>]) -> Result<Executable, LoadError> {
         let sizes = sizes(shapes);
-        let named = self.named(&sizes);
         let compiled = match self.tier {
-            Some(tier) => tractd_compiler::compile(&self.proto, &named, &Options { tier }),
-            None => tractd_compiler::without_kernels(&self.proto, &named),
+            Some(tier) => tractd_compiler::compile(&self.proto, &self.named(&sizes), &Options { tier }),
+            None => tractd_compiler::without_kernels(&self.proto, &self.named(&sizes)),
         };
-        self.executable(compiled.map_err(|error| LoadError::Graph(error.to_string()))?, &sizes)
+        self.executable(compiled.map_err(refused)?, &sizes)
     }
 
     /// As [`Graph::prepare`], and keeps in `cache` what [`Graph::restore`] makes the same of, where that is possible.
@@ -102,9 +101,10 @@ impl Graph {
     ) -> Result<Executable, LoadError> {
         let Some(tier) = self.tier else { return self.prepare(shapes) };
         let sizes = sizes(shapes);
+        let options = Options { tier: cache.tier() };
         let (compiled, stored) =
-            tractd_compiler::compile_and_store(&self.proto, &self.named(&sizes), &Options { tier })
-                .map_err(|error| LoadError::Graph(error.to_string()))?;
+            tractd_compiler::compile_and_store(&self.proto, &self.named(&sizes), &options)
+                .map_err(refused)?;
         if let Some(stored) = stored {
             let interface = self.declarations()?.encode_to_vec();
             let entry = Entry { interface: &interface, weight_bytes: self.weight_bytes, compiled: &stored };
@@ -181,6 +181,10 @@ fn interface_of(
 
 fn sizes(shapes: &[Vec<u32>]) -> Vec<Vec<usize>> {
     shapes.iter().map(|shape| shape.iter().map(|&dim| dim as usize).collect()).collect()
+}
+
+fn refused(error: CompileError) -> LoadError {
+    LoadError::Graph(error.to_string())
 }
 
 fn lost() -> LoadError {

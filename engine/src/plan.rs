@@ -25,10 +25,10 @@ pub struct PlanOptions {
     pub image_pixels_max: u64,
     /// The int8 kernels to pack for: the best this machine has, unless a lower tier is to be tried.
     pub tier: Tier,
-    /// Whether these kernels run what they can of a graph; without, tract runs it all, for comparison.
-    pub int8: bool,
     /// Folder in which compiled graphs are kept and looked for; it is made where it is missing. By default nothing is kept.
     pub cache: Option<PathBuf>,
+    /// Whether these kernels run what they can of a graph; without, tract runs it all, for comparison.
+    pub int8: bool,
 }
 
 impl Default for PlanOptions {
@@ -38,8 +38,8 @@ impl Default for PlanOptions {
             free_dim_max: 4096,
             image_pixels_max: 36_000_000,
             tier: Tier::detect(),
-            int8: true,
             cache: None,
+            int8: true,
         }
     }
 }
@@ -110,14 +110,14 @@ impl Plan {
     /// [`LoadError`]
     pub fn load(bundle: &Bundle, options: &PlanOptions) -> Result<Plan, LoadError> {
         let labels: Vec<Arc<str>> = bundle.labels()?.into_iter().map(Arc::from).collect();
-        let dir = options.cache.as_deref().filter(|_| options.int8);
-        let cache = dir.map(|dir| Cache::new(dir, bundle.digest, options.tier));
+        let tier = options.int8.then_some(options.tier);
+        let cache =
+            tier.zip(options.cache.as_deref()).map(|(tier, dir)| Cache::new(dir, bundle.digest, tier));
         if let Some(plan) = cache.as_ref().and_then(|cache| Plan::restore(bundle, options, &labels, cache)) {
             return Ok(plan);
         }
         let file = fs::read(bundle.model_path())?;
         let manifest = bundle.manifest.as_ref();
-        let tier = options.int8.then_some(options.tier);
         let (graph, interface) = Graph::read(&file, manifest, labels.len(), tier)?;
         drop(file);
         check_labels(&interface, &labels)?;
@@ -145,7 +145,7 @@ impl Plan {
         let content = cache.read()?;
         let entry = cache.entry(&content)?;
         let (graph, interface, executable) =
-            Graph::restore(&entry, bundle.manifest.as_ref(), labels.len(), options.tier)?;
+            Graph::restore(&entry, bundle.manifest.as_ref(), labels.len(), cache.tier())?;
         check_labels(&interface, labels).ok()?;
         let free = free_dims(&interface);
         if !free.is_empty() {
