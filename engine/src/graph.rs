@@ -99,7 +99,6 @@ impl Graph {
         shapes: &[Vec<u32>],
         cache: &Cache<'_>,
     ) -> Result<Executable, LoadError> {
-        let Some(tier) = self.tier else { return self.prepare(shapes) };
         let sizes = sizes(shapes);
         let options = Options { tier: cache.tier() };
         let (compiled, stored) =
