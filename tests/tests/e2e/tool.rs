@@ -99,6 +99,7 @@ fn bench_engine_says_all_that_it_measures() {
     let keys: Vec<&String> = figures.as_object().unwrap().keys().collect();
     let expected = [
         "digest",
+        "from_cache",
         "int8_macs",
         "kernels",
         "load_ms",
