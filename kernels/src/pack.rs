@@ -65,7 +65,7 @@ impl Packed {
         packed
     }
 
-    /// The usual case, in the order of the packed bytes: it is most of the time that loading takes.
+    /// The usual case, in the order of the packed bytes: all weights pass here at every load.
     fn fill_dense(&mut self, conv: &Conv, shape: Shape, block: Block) {
         let width = block.vectors * shape.lanes;
         let channels = width.min(conv.bias.len() - block.channel);
@@ -75,13 +75,14 @@ impl Packed {
         let weights = &mut self.weights.bytes_mut()[block.weights..];
         // A few rows at a time: they may be a multiple of the cache's sets apart.
         for (rows, lanes) in rows.chunks(TOGETHER * row).zip(lanes.chunks(TOGETHER)) {
-            let quads = weights.chunks_exact_mut(width * 4).take(conv.taps.len() * block.quads);
-            for (index, to) in quads.enumerate() {
-                let (tap, k) = (index / block.quads, index % block.quads * 4);
-                let from = tap * conv.depth + k;
-                let depth = (conv.depth - k).min(4);
-                for (row, &lane) in rows.chunks_exact(row).zip(lanes) {
-                    to[lane * 4..lane * 4 + 4].copy_from_slice(&bytes(&row[from..from + depth]));
+            let mut quads = weights.chunks_exact_mut(width * 4);
+            for tap in 0..conv.taps.len() {
+                for (k, to) in (0..conv.depth).step_by(4).zip(&mut quads) {
+                    let from = tap * conv.depth + k;
+                    let depth = (conv.depth - k).min(4);
+                    for (row, &lane) in rows.chunks_exact(row).zip(lanes) {
+                        to[lane * 4..lane * 4 + 4].copy_from_slice(&bytes(&row[from..from + depth]));
+                    }
                 }
             }
         }
@@ -135,11 +136,13 @@ fn bytes(weights: &[i16]) -> [u8; 4] {
 
 /// How many i8 weights add up to the greatest: 1 unless zero points widen them.
 pub(crate) fn passes(weights: &[i16]) -> usize {
-    weights
-        .iter()
-        .map(|&w| if w == 255 { 3 } else { 1 + usize::from(i8::try_from(w).is_err()) })
-        .max()
-        .unwrap_or(1)
+    // Extremes of words become vectors on every tier, counts do not: this reads all weights at every load.
+    let (low, high) = weights.iter().fold((0, 0), |(low, high), &w| (w.min(low), w.max(high)));
+    match (low, high) {
+        (_, 255..) => 3,
+        (-128.., ..=127) => 1,
+        _ => 2,
+    }
 }
 
 /// The share of a weight that a pass multiplies with.
