@@ -246,7 +246,9 @@ impl Shell<'_> {
         let mqtt = self.config.mqtt.enabled.then(|| {
             let settings = self.config.mqtt.settings(&self.node).map_err(anyhow::Error::msg)?;
             let (node, observer) = (self.node.clone(), self.observer.clone());
-            anyhow::Ok(tokio::spawn(mqtt::run(settings, node, intake, observer, reloads, closes)))
+            let updates = background.updates.clone();
+            let check = move || drop(updates.send(updates::Command::Hint));
+            anyhow::Ok(tokio::spawn(mqtt::run(settings, node, intake, observer, reloads, closes, check)))
         });
         let mqtt = mqtt.transpose()?;
 

@@ -1,4 +1,5 @@
-//! The thread that owns the store and asks the registry: at its interval, on SIGHUP, and when somebody asks for it.
+//! The thread that owns the store and asks the registry: at its interval, earlier on a hint, on SIGHUP, and when
+//! somebody asks for it.
 //!
 //! A daemon that is not provisioned has such a thread too; it only says so.
 
@@ -44,6 +45,9 @@ const MOVED: &str = "this state was provisioned on another machine; if its card 
 pub(crate) enum Command {
     /// Ask the registry now; the report goes to whoever waits for it.
     Check(Option<Asker>),
+    /// The registry may have something new: what the schedule does next, it does now. Hints that come during a check
+    /// lead to one more, however many they are.
+    Hint,
     /// The configuration changed.
     Configure(config::Update),
     /// A model of the store did not load.
@@ -207,6 +211,7 @@ impl Updates {
                     }
                     next = Instant::now() + jittered(Duration::from_secs(self.config.interval_s));
                 }
+                Command::Hint => next = next.min(Instant::now()),
                 Command::Configure(config) => {
                     self.board.status().enabled = config.enabled;
                     self.config = config;

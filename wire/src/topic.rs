@@ -8,6 +8,7 @@
 //! PREFIX/NODE/update/MODEL/state                 retained
 //! PREFIX/NODE/req/SELECTOR/FORMAT/CLIENT[/ID]    requests; NODE is _any where a shared subscription picks one
 //! PREFIX/_res/CLIENT[/ID]                        replies
+//! PREFIX/_announce                               the registry has something new
 //! ```
 //!
 //! The requester's client id stands in the request's topic, so that a broker's access list can hold it to its own,
@@ -41,6 +42,7 @@ pub const TOPIC_LEN_MAX: usize =
 /// Stands where a node does when any node of a group may answer.
 const ANY: &str = "_any";
 const RES: &str = "_res";
+const ANNOUNCE: &str = "_announce";
 /// Levels after the prefix: `NODE/req/SELECTOR/FORMAT/CLIENT/ID`.
 const LEVELS_MAX: usize = 6;
 
@@ -114,6 +116,8 @@ pub enum Topic<'a> {
         /// The request's id, where it has one.
         id: Option<Word<'a>>,
     },
+    /// A hint to every node that the registry has something new.
+    Announce,
 }
 
 /// What the topic of a request says.
@@ -219,6 +223,7 @@ impl<'a> Topic<'a> {
             count += 1;
         }
         Ok(match *levels.get(..count).unwrap_or_default() {
+            [ANNOUNCE] => Self::Announce,
             [RES, client] => Self::Reply { client: Word::parse(client)?, id: None },
             [RES, client, id] => Self::Reply { client: Word::parse(client)?, id: Some(Word::parse(id)?) },
             [node, "status"] => Self::Status { node: named("node", node)? },
@@ -253,6 +258,7 @@ impl<'a> Topic<'a> {
     fn parts<'s>(&'s self, prefix: &'s str, digits: &'s mut [u8; DIGITS_MAX]) -> [&'s str; 13] {
         let mut parts = [""; 13];
         match self {
+            Self::Announce => fill(&mut parts, [prefix, "/", ANNOUNCE]),
             Self::Status { node } => fill(&mut parts, [prefix, "/", node.as_str(), "/status"]),
             Self::Description { node } => fill(&mut parts, [prefix, "/", node.as_str(), "/description"]),
             Self::Metrics { node } => fill(&mut parts, [prefix, "/", node.as_str(), "/metrics"]),
@@ -498,6 +504,7 @@ mod tests {
         check("tractd/v1/cam-3/metrics", Topic::Metrics { node });
         check("tractd/v1/cam-3/model/digits/state", Topic::ModelState { node, model });
         check("tractd/v1/cam-3/update/digits/state", Topic::UpdateState { node, model });
+        check("tractd/v1/_announce", Topic::Announce);
         check("tractd/v1/_res/ESP32_0A", Topic::Reply { client: w("ESP32_0A"), id: None });
         check("tractd/v1/_res/a:b/1.2", Topic::Reply { client: w("a:b"), id: Some(w("1.2")) });
     }
@@ -533,6 +540,7 @@ mod tests {
             ("tractd/v1/", Unknown),
             ("tractd/v1/cam", Unknown),
             ("tractd/v1/cam/nothing", Unknown),
+            ("tractd/v1/_announce/cam", Unknown),
             ("tractd/v1/cam/status/", Unknown),
             ("tractd/v1/cam/req/digits/json/c/i/more", Unknown),
             ("tractd/v1//status", node(NameError::Empty)),

@@ -29,17 +29,17 @@ impl Backoff {
         }
         let longest = FIRST.saturating_mul(1 << self.losses.min(16)).min(LONGEST);
         self.losses = self.losses.saturating_add(1);
-        let wait = longest / 2 + longest.mul_f64(self.fraction() / 2.0);
+        let wait = longest / 2 + longest.mul_f64(fraction(&mut self.random) / 2.0);
         if taken_over { wait.max(TAKEN_OVER) } else { wait }
     }
+}
 
-    /// xorshift64*, uniform in [0, 1).
-    fn fraction(&mut self) -> f64 {
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64
-    }
+/// xorshift64*, uniform in [0, 1). The state must not be 0.
+pub(super) fn fraction(random: &mut u64) -> f64 {
+    *random ^= *random >> 12;
+    *random ^= *random << 25;
+    *random ^= *random >> 27;
+    (random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]

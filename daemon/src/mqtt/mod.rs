@@ -5,6 +5,7 @@
 //! | `config` | the `[mqtt]` section, checked |
 //! | `client` | one connection; the only file that names rumqttc |
 //! | `exchange`, `json` | publishes to requests, replies to publishes |
+//! | `announce` | when to look at the registry earlier |
 //! | `statements` | what the node says about its models |
 //! | `tls` | whom to trust and who we are, read anew for each connection |
 //! | `outbox`, `repeats` | what must reach the broker, and what came twice |
@@ -14,6 +15,7 @@
 //! What it deliberately does not do: QoS 2, wildcards in replies, work of its own. A broker that is absent costs a
 //! log line and nothing else.
 
+mod announce;
 mod backoff;
 mod client;
 mod config;
@@ -54,7 +56,8 @@ const STAMP: Duration = Duration::from_secs(10);
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Serves requests from the broker until `shutdown` turns true. Nothing else ends it: it reconnects for ever. `reloads`
-/// changes when the daemon was told to look at its files again.
+/// changes when the daemon was told to look at its files again. `check_updates` is called when the registry is worth a
+/// look before its time, at most once a minute.
 pub async fn run<T>(
     settings: Settings,
     node: String,
@@ -62,10 +65,11 @@ pub async fn run<T>(
     observer: Observer,
     reloads: watch::Receiver<T>,
     shutdown: watch::Receiver<bool>,
+    check_updates: impl Fn() + Send + 'static,
 ) {
     // Std's hasher keys are the operating system's randomness, which is all that is needed here.
     let seed = RandomState::new().hash_one(&node);
-    let room = Room::new(&settings, &node, format!("{seed:016x}"));
+    let room = Room::new(&settings, &node, seed);
     let (replies, replied) = mpsc::unbounded_channel();
     let shell = Shell {
         link: Link::Down { until: Instant::now() },
@@ -84,6 +88,7 @@ pub async fn run<T>(
         settings,
         intake,
         replies,
+        check_updates: Box::new(check_updates),
     };
     shell.run(observer, replied, reloads, shutdown).await;
 }
@@ -124,6 +129,7 @@ struct Shell {
     said: Option<Said>,
     intake: Intake,
     replies: mpsc::UnboundedSender<(u64, Outgoing)>,
+    check_updates: Box<dyn Fn() + Send>,
 }
 
 impl Shell {
@@ -300,6 +306,10 @@ impl Shell {
                 self.intake.submit_to(request, ReplyTo::Connection(line));
                 continue;
             }
+            if effect == Effect::CheckUpdates {
+                (self.check_updates)();
+                continue;
+            }
             let Link::Up(connection) = &mut self.link else { continue };
             let done = match &effect {
                 Effect::Publish(tag, message) => connection.publish(*tag, message),
@@ -307,7 +317,7 @@ impl Shell {
                 Effect::Subscribe(filters) => connection.subscribe(filters),
                 Effect::Unsubscribe(filter) => connection.unsubscribe(filter),
                 Effect::Close => connection.disconnect(),
-                Effect::Submit(..) => Ok(()),
+                Effect::Submit(..) | Effect::CheckUpdates => Ok(()),
             };
             if done == Err(Full) {
                 self.stalled = Some(effect);

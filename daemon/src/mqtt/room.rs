@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tractd_wire::topic::{Filter, Prefix, Topic};
 use tractd_wire::{DType, Name, Status};
 
+use super::announce::{Announces, PAYLOAD_BYTES_MAX};
 use super::client::{self, Granted, Loss, Token};
 use super::config::Settings;
 use super::exchange::{Address, Ask, Dropped, Exchange, Incoming};
@@ -39,7 +40,8 @@ const LOST: &str = "lost";
 
 /// Places of the filters in our SUBSCRIBE.
 const REQUESTS: usize = 0;
-const SHARED: usize = 4;
+const ANNOUNCES: usize = 4;
+const SHARED: usize = 5;
 
 /// The tag of messages nobody waits for.
 const UNTRACKED: Tag = 0;
@@ -75,6 +77,8 @@ pub(super) enum Event {
 pub(super) enum Effect {
     /// Hand in a request; its reply comes back under this number.
     Submit(u64, Request),
+    /// Look at the registry before it is time.
+    CheckUpdates,
     Subscribe(Vec<(String, Qos)>),
     Unsubscribe(String),
     Publish(Tag, Message),
@@ -94,6 +98,9 @@ pub(super) struct Counters {
     pub(super) repeated: u64,
     pub(super) dropped_retained: u64,
     pub(super) dropped_topic: u64,
+    /// Announces heard, and the checks they led to.
+    pub(super) announces: u64,
+    pub(super) early_checks: u64,
     /// Replies there was no room to keep.
     pub(super) dropped_replies: u64,
     /// Replies the broker refused to take.
@@ -153,6 +160,7 @@ pub(super) struct Room {
     outbox: Outbox,
     acknowledgements: Acknowledgements,
     repeats: Repeats,
+    announces: Announces,
     jobs: HashMap<u64, Job>,
     next_job: u64,
     models: Vec<Value>,
@@ -170,7 +178,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(settings: &Settings, node: &str, boot: String) -> Room {
+    pub(super) fn new(settings: &Settings, node: &str, seed: u64) -> Room {
         Room {
             exchange: Exchange {
                 prefix: settings.prefix.clone(),
@@ -179,7 +187,7 @@ impl Room {
             },
             queue: settings.queue.into(),
             packet_bytes_max: settings.packet_bytes_max as usize,
-            boot,
+            boot: format!("{seed:016x}"),
             seq: 0,
             granted: None,
             subscribed: false,
@@ -198,6 +206,7 @@ impl Room {
             }),
             acknowledgements: Acknowledgements::default(),
             repeats: Repeats::default(),
+            announces: Announces::new(seed),
             jobs: HashMap::new(),
             next_job: 1,
             models: Vec::new(),
@@ -231,7 +240,10 @@ impl Room {
             Event::Reply { job, reply } => self.finish(job, &reply),
             Event::Models(models) => self.models(now.unix_ms, &models),
             Event::Metrics(metrics) => self.metrics(now.at, metrics),
-            Event::Tick => self.clear_leftovers(now),
+            Event::Tick => {
+                self.clear_leftovers(now);
+                self.check_early(now.at);
+            }
             Event::Drain => self.drain(),
         }
         self.resubscribe(now);
@@ -297,10 +309,11 @@ impl Room {
         self.subscribed = false;
         self.resubscribe_at = None;
         self.acknowledgements.forget();
-        self.effects.retain(|effect| matches!(effect, Effect::Submit(..)));
+        self.effects.retain(|effect| matches!(effect, Effect::Submit(..) | Effect::CheckUpdates));
     }
 
-    /// The requests, and at QoS 0, because nothing depends on them, our own statements: see [`own`](Room::own).
+    /// The requests, and at QoS 0, because nothing depends on them, our own statements, see [`own`](Room::own), and
+    /// announces.
     fn subscribe(&mut self) {
         let (node, prefix) = (self.node(), self.prefix());
         let requests = Filter::Requests { node }.under(prefix).to_string();
@@ -309,6 +322,7 @@ impl Room {
             (Topic::Status { node }.under(prefix).to_string(), Qos::AtMostOnce),
             (format!("{prefix}/{node}/model/+/state"), Qos::AtMostOnce),
             (format!("{prefix}/{node}/update/+/state"), Qos::AtMostOnce),
+            (Topic::Announce.under(prefix).to_string(), Qos::AtMostOnce),
         ];
         filters.extend(self.shared().map(|shared| (shared, Qos::AtLeastOnce)));
         self.effects.push_back(Effect::Subscribe(filters));
@@ -317,6 +331,11 @@ impl Room {
     fn subscribed(&mut self, now: Now, refused: &[usize]) {
         if let Some(group) = self.share_group.as_ref().filter(|_| refused.contains(&SHARED)) {
             log::error!(group; "the broker refused the shared subscription; it may have none, or an access list");
+        }
+        if refused.contains(&ANNOUNCES) {
+            log::info!(
+                "the broker refused the subscription to announces; the registry is asked at its interval"
+            );
         }
         if refused.contains(&REQUESTS) {
             log::error!("the broker refused the subscription to the requests; look at its access list");
@@ -369,7 +388,7 @@ impl Room {
             // Unacknowledged, so the broker keeps it for our successor.
             return;
         }
-        if self.own(arrival) {
+        if self.own(arrival) || self.announced(now.at, arrival) {
             pending.into_iter().for_each(|pending| self.acknowledgements.answered(pending));
             return;
         }
@@ -426,6 +445,28 @@ impl Room {
             log::error!(boot; "another daemon calls itself {}; give each its own node id", self.exchange.node);
             self.counters.doubles += 1;
             self.double = Some(boot.to_owned());
+        }
+    }
+
+    /// Takes an announce as a reason to look at the registry earlier, whatever it says; true when the topic is that of
+    /// announces. One the broker retained is as old as it likes, and would come again with every connection.
+    fn announced(&mut self, now: Duration, arrival: &Arrival) -> bool {
+        if Topic::parse(self.prefix(), &arrival.topic) != Ok(Topic::Announce) {
+            return false;
+        }
+        if arrival.retain {
+            self.counters.dropped_retained += 1;
+        } else if arrival.payload.len() <= PAYLOAD_BYTES_MAX {
+            self.counters.announces += 1;
+            self.announces.heard(now);
+        }
+        true
+    }
+
+    fn check_early(&mut self, now: Duration) {
+        if self.announces.is_due(now) {
+            self.counters.early_checks += 1;
+            self.effects.push_back(Effect::CheckUpdates);
         }
     }
 

@@ -49,6 +49,7 @@ fn every_channel_is_a_topic_and_every_topic_a_channel() {
         let address = channel["address"].as_str().unwrap();
         let topic = address.replace("{format}", "raw").replace(['{', '}'], "");
         let kind = match Topic::parse(Prefix::DEFAULT, &topic).unwrap_or_else(|e| panic!("{name}: {e}")) {
+            Topic::Announce => "announce",
             Topic::Status { .. } => "status",
             Topic::Description { .. } => "description",
             Topic::Metrics { .. } => "metrics",
@@ -60,14 +61,17 @@ fn every_channel_is_a_topic_and_every_topic_a_channel() {
             Topic::Reply { .. } => "reply",
         };
         assert_eq!(name, kind);
-        let parameters: BTreeSet<&str> =
-            channel["parameters"].as_object().unwrap().keys().map(String::as_str).collect();
+        let parameters: BTreeSet<&str> = channel["parameters"]
+            .as_object()
+            .into_iter()
+            .flat_map(|named| named.keys().map(String::as_str))
+            .collect();
         let named: BTreeSet<&str> =
             address.split('{').skip(1).map(|rest| rest.split('}').next().unwrap()).collect();
         assert_eq!(parameters, named, "{name}");
         kinds.insert(kind);
     }
-    assert_eq!(kinds.len(), 9, "a variant of Topic without a channel");
+    assert_eq!(kinds.len(), 10, "a variant of Topic without a channel");
 }
 
 #[test]

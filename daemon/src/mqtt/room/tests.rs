@@ -11,7 +11,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let mut room = Room::new(&Config::default().settings("n1").unwrap(), "n1", "b007".to_owned());
+        let mut room = Room::new(&Config::default().settings("n1").unwrap(), "n1", 0xb007);
         room.will();
         Bench { room, ms: 0 }
     }
@@ -98,6 +98,7 @@ fn sentence(effect: &Effect) -> String {
         Effect::Submit(job, request) => format!("submit {job} to {}", request.model),
         Effect::Subscribe(filters) => format!("subscribe {}", filters[REQUESTS].0),
         Effect::Unsubscribe(filter) => format!("unsubscribe {filter}"),
+        Effect::CheckUpdates => "check updates".to_owned(),
         Effect::Acknowledge(Token(token)) => format!("acknowledge {token}"),
         Effect::Close => "close".to_owned(),
         Effect::Publish(tag, message) => {
@@ -143,11 +144,11 @@ fn a_session_of_an_earlier_run_is_subscribed_anew() {
 
 #[test]
 fn the_will_carries_the_number_of_its_birth() {
-    let mut room = Room::new(&Config::default().settings("n1").unwrap(), "n1", "b007".to_owned());
+    let mut room = Room::new(&Config::default().settings("n1").unwrap(), "n1", 0xb007);
     let will = room.will();
     assert_eq!((will.topic.as_str(), will.retain), ("tractd/v1/n1/status", true));
     let text = concat!(
-        r#"{"boot":"b007","max_bytes":8388608,"proto":1,"queue":16,"seq":1,"state":"lost","version":""#,
+        r#"{"boot":"000000000000b007","max_bytes":8388608,"proto":1,"queue":16,"seq":1,"state":"lost","version":""#,
         env!("CARGO_PKG_VERSION"),
         r#""}"#
     );
@@ -420,9 +421,9 @@ fn said_about_us(state: &str, boot: &str, retain: bool) -> Arrival {
 #[test]
 fn a_late_will_is_contradicted_once() {
     let mut bench = Bench::ready();
-    bench.publish(&said_about_us("lost", "b007", false), None);
+    bench.publish(&said_about_us("lost", "000000000000b007", false), None);
     assert_eq!(bench.effects(), ["publish 3: n1/status ready"]);
-    bench.publish(&said_about_us("ready", "b007", false), None);
+    bench.publish(&said_about_us("ready", "000000000000b007", false), None);
     // What the broker kept from before is our predecessor's, and overwritten by what we just said.
     bench.publish(&said_about_us("lost", "0ld", true), None);
     assert!(bench.effects().is_empty());
@@ -466,7 +467,7 @@ fn states_of_models_that_went_while_we_did_not_run_are_emptied() {
 #[test]
 fn a_member_of_a_group_takes_no_more_of_its_requests_when_it_leaves() {
     let config = Config { share_group: Some("line".to_owned()), ..Config::default() };
-    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", "b007".to_owned());
+    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", 0xb007);
     room.will();
     let mut bench = Bench { room, ms: 0 };
     bench.link(connected(false));
@@ -487,7 +488,7 @@ fn a_member_of_a_group_takes_no_more_of_its_requests_when_it_leaves() {
 #[test]
 fn metrics_keep_to_what_a_day_may_cost() {
     let config = Config { metrics_bytes_per_day: 64 << 10, ..Config::default() };
-    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", "b007".to_owned());
+    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", 0xb007);
     room.will();
     let mut bench = Bench { room, ms: 0 };
     bench.greet();
@@ -506,7 +507,7 @@ fn metrics_keep_to_what_a_day_may_cost() {
 #[test]
 fn home_assistant_is_told_when_asked_for_and_forgets_models_that_go() {
     let config = Config { discovery_prefix: Some("ha".to_owned()), ..Config::default() };
-    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", "b007".to_owned());
+    let mut room = Room::new(&config.settings("n1").unwrap(), "n1", 0xb007);
     room.will();
     let mut bench = Bench { room, ms: 0 };
     bench.handle(Event::Models(json!({ "models": [{ "name": "m", "version": 1, "state": "ready" }] })));
@@ -526,4 +527,62 @@ fn an_update_is_told_beside_its_model() {
     bench.handle(Event::Models(json!({ "models": [] })));
     bench.acked(3);
     assert_eq!(bench.effects(), ["publish 4: n1/update/m/state"]);
+}
+
+fn announce(payload: &[u8], retain: bool) -> Arrival {
+    Arrival {
+        topic: "tractd/v1/_announce".to_owned(),
+        payload: Bytes::copy_from_slice(payload),
+        retain,
+        ..arrival("", Qos::AtMostOnce)
+    }
+}
+
+#[test]
+fn an_announce_is_a_hint_and_what_it_says_is_not_read() {
+    for payload in [&b""[..], b"kitchen", b"\xff\0", br#"{"url":"http://elsewhere.example"}"#] {
+        let mut bench = Bench::ready();
+        bench.publish(&announce(payload, false), None);
+        assert!(bench.effects().is_empty(), "it comes at random within half a minute");
+        bench.ms = 30_000;
+        bench.handle(Event::Tick);
+        assert_eq!(bench.effects(), ["check updates"]);
+        bench.ms = 3_600_000;
+        bench.handle(Event::Tick);
+        assert!(bench.effects().is_empty());
+    }
+}
+
+#[test]
+fn an_announce_that_was_retained_or_is_large_is_dropped() {
+    let mut bench = Bench::ready();
+    bench.publish(&announce(b"kitchen", true), None);
+    bench.publish(&announce(&[b'x'; PAYLOAD_BYTES_MAX + 1], false), None);
+    bench.ms = 3_600_000;
+    bench.handle(Event::Tick);
+    assert!(bench.effects().is_empty());
+    assert_eq!((bench.room.counters.dropped_retained, bench.room.counters.announces), (1, 0));
+}
+
+#[test]
+fn a_flood_of_announces_leads_to_one_check_a_minute_and_requests_are_answered() {
+    const MINUTES: u64 = 60;
+    let mut bench = Bench::ready();
+    let mut checks = Vec::new();
+    for second in 0..MINUTES * 60 {
+        bench.ms = second * 1000;
+        for _ in 0..100 {
+            bench.publish(&announce(b"kitchen", false), None);
+        }
+        bench.request(&format!("/{second}"), None);
+        bench.reply(second + 1, Status::Ok);
+        bench.handle(Event::Tick);
+        let effects = bench.effects();
+        assert!(effects.iter().any(|e| e.ends_with(&format!("_res/cam/{second} 200"))), "{effects:?}");
+        checks.extend(effects.iter().filter(|e| *e == "check updates").map(|_| second));
+    }
+    assert_eq!(bench.room.counters.announces, MINUTES * 60 * 100);
+    assert!(checks.windows(2).all(|pair| pair[1] - pair[0] >= 60), "{checks:?}");
+    // Each waits its minute and then at most half of one.
+    assert!(checks.len() as u64 >= MINUTES * 2 / 3 - 1, "{checks:?}");
 }
