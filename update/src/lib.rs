@@ -22,6 +22,7 @@ mod download;
 pub mod fs;
 pub mod policy;
 pub mod rollout;
+mod schedule;
 pub mod source;
 mod state;
 mod store;

@@ -354,7 +354,7 @@ impl Updater {
         }) {
             return Ok(Step::Current);
         }
-        if let Err(reason) = policy::turn(entry, &self.device.node) {
+        if let Err(reason) = policy::turn(entry, &self.device.node, check.session.now().unix_s) {
             return Ok(Step::Waiting(reason.to_string()));
         }
         let vouched = match check.session.vouched(&entry.target) {
@@ -405,6 +405,7 @@ impl Updater {
             quota_bytes: config.quota_bytes.saturating_sub(self.store.used_bytes()?),
             archive_bytes_max: config.archive_bytes_max,
             metered_bytes_max: config.metered_bytes_max,
+            unix_s: now.unix_s,
             minute: (!now.untrusted).then_some((now.unix_s / 60 % (24 * 60)) as u16),
         };
         Ok(policy::decide(entry, custom, archive_bytes, &known, &facts))
