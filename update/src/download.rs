@@ -165,10 +165,7 @@ impl Copy<'_> {
                 Ok(0) => break,
                 Ok(read) => read,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => {
-                    file.sync().map_err(io_at(self.part))?;
-                    return Err(read_error(what, &e).into());
-                }
+                Err(e) => return Err(read_error(what, &e).into()),
             };
             self.here += read as u64;
             if self.here > total {
@@ -181,7 +178,7 @@ impl Copy<'_> {
                 (self.progress)(told, total);
             }
         }
-        file.sync().map_err(io_at(self.part))?;
+        // Not synced: what a power cut leaves of it is hashed before it is built on.
         if self.here < total {
             return Err(FetchError::TooShort { what: what.clone(), bytes: self.here, total }.into());
         }
