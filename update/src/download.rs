@@ -245,6 +245,7 @@ mod tests {
     use std::time::{Duration, Instant, SystemTime};
 
     use super::*;
+    use crate::clock::Clock;
     use crate::fs::{Disk, write_atomic};
     use crate::source::{Access, Timing};
 
@@ -290,7 +291,8 @@ mod tests {
         };
         let mirrors = urls[1..].iter().map(|url| url.parse().unwrap()).collect();
         let access = Access { timing, mirrors, ..Access::default() };
-        Source::new(&urls[0].parse().unwrap(), &access, SystemTime::now()).unwrap()
+        let clock = Clock::new(SystemTime::now(), 0, false);
+        Source::new(&urls[0].parse().unwrap(), &access, clock).unwrap()
     }
 
     fn at_once(answers: Vec<Vec<u8>>) -> Server {

@@ -6,7 +6,7 @@ use std::env;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use tractd_registry::{Action, Publish, Rollout, Rotate, Server, Share};
+use tractd_registry::{Action, Delegate, Publish, Rollout, Rotate, Server, Share};
 
 use crate::support::{World, archive};
 
@@ -60,7 +60,12 @@ fn python_tuf_accepts_the_repository_through_every_kind_of_change() {
         assert_eq!(fetch(&["rollout/lab.json", one]).lines().count(), 2, "{role}");
     }
     world.registry.revoke("root-6", world.now).unwrap();
-    world.registry.steer("lab", "words", Action::Pause, world.now).unwrap();
+    for action in [Action::Pause, Action::Resume, Action::Abort] {
+        world.registry.steer("lab", "words", action, world.now).unwrap();
+        fetch(&["rollout/lab.json", one]);
+    }
+    world.registry.delegate(&Delegate::new("video"), world.now).unwrap();
+    world.registry.refresh(world.now).unwrap();
     fetch(&["rollout/lab.json", one]);
     let share = Share::Waves { pcts: vec![5, 25, 100], every: Some(Duration::from_secs(3_600)) };
     let window = Some("22:00-04:00".to_owned());
