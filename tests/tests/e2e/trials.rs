@@ -311,7 +311,7 @@ fn more_memory_than_its_team_signed_is_found_by_the_self_test() {
     let said = check();
     assert!(said.contains("refused: m 2: self-test: it takes "), "{said}");
     assert!(said.contains(&format!("bytes of memory where its team signed {}", 16 << 20)), "{said}");
-    site.registry.add(&site.bundle_with(&negation_with_constant(64), 4, 3, &claim(64)));
+    site.registry.add(&site.bundle_with(&negation_with_constant(64), 4, 3, &claim(128)));
     site.registry.publish("m@3");
     assert_eq!(check(), "activated m@3\n");
     assert_eq!(answers(&daemon, 1.0), 3);
