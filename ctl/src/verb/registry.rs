@@ -126,7 +126,10 @@ pub(crate) fn publish(args: &RegistryPublish) -> Result<(), Failure> {
     } else {
         let (first, to_come) = match (&args.waves[..], args.every) {
             ([], _) => (args.percent, String::new()),
-            ([first, ..], None) => (*first, format!("; `tractctl rollout next {model}` opens the next wave")),
+            ([first, ..], None) => (
+                *first,
+                format!("; `tractctl rollout next {model} --group {}` opens the next wave", args.group),
+            ),
             ([first, ..], Some(_)) => (*first, "; the other waves begin by themselves".to_owned()),
         };
         format!(
