@@ -133,11 +133,32 @@ pub struct Update {
     pub slower_max: f64,
     /// How many times the memory of the version before a new one may take, beside 8 MiB. Default: 1.5.
     pub larger_max: f64,
-    /// Largest archive fetched, in bytes, because the link costs by the byte. Default: none, the link does not.
+    /// Largest archive fetched, in bytes, over a link that costs by the byte. Default: none, any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metered_bytes_max: Option<u64>,
+    /// Whether the link costs by the byte: true, false, or "auto" for what NetworkManager says, and true where it says
+    /// nothing. Default: true, so that the option above alone is enough.
+    pub metered: Metered,
     /// Part of the answers in which a new version may differ from the one before, in percent. Default: 20.
     pub differ_percent_max: u32,
+}
+
+/// Whether the link costs by the byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Metered {
+    /// It is known.
+    Known(bool),
+    /// The system is asked.
+    Asked(Auto),
+}
+
+/// The word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    /// `"auto"`.
+    Auto,
 }
 
 impl Default for Config {
@@ -202,6 +223,7 @@ impl Default for Update {
             mirrors: Vec::new(),
             ca_file: None,
             metered_bytes_max: None,
+            metered: Metered::Known(true),
             slower_max: 3.0,
             larger_max: 1.5,
             differ_percent_max: 20,
@@ -394,6 +416,16 @@ mod tests {
         let update = parse(text).unwrap().config.update;
         assert_eq!(update.mirrors[0].as_str(), "https://m.example/r");
         assert_eq!(update.ca_file, Some("/etc/ca.pem".into()));
+    }
+
+    #[test]
+    fn a_metered_link_is_known_or_asked_for() {
+        let metered = |value: &str| {
+            parse(&format!("[update]\nmetered = {value}")).map(|read| read.config.update.metered)
+        };
+        assert_eq!(metered("false").unwrap(), Metered::Known(false));
+        assert_eq!(metered("\"auto\"").unwrap(), Metered::Asked(Auto::Auto));
+        assert!(metered("\"perhaps\"").is_err());
     }
 
     #[test]

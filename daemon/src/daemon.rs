@@ -2,6 +2,7 @@
 
 use crate::{
     arguments::Arguments,
+    certificates::Certificates,
     config::{self, Config},
     connection::Desk,
     fleet::{self, Fleet, Sources},
@@ -70,7 +71,8 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
     let device = updates::device(&state_dir);
     let named = config.mqtt.node.clone();
     let node = named.unwrap_or_else(|| node(device.as_ref().ok().and_then(Option::as_ref)));
-    let (background, ready) = Background::start(&config, &state_dir, &floor, device)?;
+    let certificates = Arc::new(Certificates::new(&config, tractd_update::time_floor_s(&state_dir)));
+    let (background, ready) = Background::start(&config, &state_dir, &floor, device, &certificates)?;
     let observer = Observer {
         node: node.clone().into(),
         floor: floor.clone(),
@@ -79,6 +81,7 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
         socket: Arc::default(),
         connections_max: config.socket.connections_max.get(),
         gateways: config.gateway.iter().map(|line| Arc::new(gateway::Board::new(line))).collect(),
+        certificates,
     };
     log::info!(
         node, workers = limits.workers, kernels = tractd_engine::Tier::detect().name(), socket:% = place, state:% = state_dir.display();
@@ -132,6 +135,7 @@ impl Background {
         state_dir: &Path,
         floor: &Arc<Floor>,
         device: Result<Option<tractd_update::Device>, String>,
+        certificates: &Arc<Certificates>,
     ) -> anyhow::Result<(Background, oneshot::Receiver<()>)> {
         let (fleet_commands, fleet_inbox) = mpsc::channel();
         let (updates_commands, updates_inbox) = mpsc::channel();
@@ -151,6 +155,7 @@ impl Background {
             state_dir: state_dir.to_path_buf(),
             proofs,
             board: updates_board.clone(),
+            certificates: certificates.clone(),
             floor: floor.clone(),
             fleet: fleet_commands.clone(),
             commands: updates_commands.clone(),

@@ -12,6 +12,7 @@
 #![allow(clippy::result_large_err)]
 
 mod arguments;
+mod certificates;
 pub mod config;
 mod connection;
 mod daemon;
@@ -23,6 +24,7 @@ pub mod intake;
 mod local;
 mod logging;
 mod machine;
+mod metered;
 pub mod mqtt;
 pub mod observe;
 mod proofs;

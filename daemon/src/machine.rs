@@ -43,6 +43,19 @@ pub(crate) fn board() -> String {
         .join(" ")
 }
 
+/// Whether nobody told this machine the time since it started, as far as it says: no clock that runs without power set
+/// it, and systemd-timesyncd, where there is one, has reached nobody. A time that came some other way is not seen;
+/// all that hangs on this is whether a certificate may begin later than the clock says.
+pub(crate) fn clock_is_unset() -> bool {
+    is_unset(Path::new("/"))
+}
+
+fn is_unset(root: &Path) -> bool {
+    let clocks = fs::read_dir(root.join("sys/class/rtc")).into_iter().flatten().flatten();
+    let mut set_it = clocks.map(|clock| fs::read_to_string(clock.path().join("hctosys")).unwrap_or_default());
+    !root.join("run/systemd/timesync/synchronized").exists() && !set_it.any(|set_it| set_it.trim() == "1")
+}
+
 /// Lets everything else on the machine go first: for threads that are in no hurry, and the children they start.
 pub(crate) fn give_way() {
     // The kernel's nice value is a thread's own. 10 leaves about a tenth of a busy processor: a proof has to end
@@ -110,6 +123,24 @@ mod tests {
         assert_eq!(group_limit_bytes(root.path(), &group), None);
         fs::write(root.path().join("system.slice/memory.max"), "1000\n").unwrap();
         assert_eq!(group_limit_bytes(root.path(), &group), Some(1000));
+    }
+
+    #[test]
+    fn a_clock_is_set_by_one_that_runs_without_power_or_by_the_network() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |file: &str, text: &str| {
+            let file = root.path().join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        };
+        assert!(is_unset(root.path()));
+        put("sys/class/rtc/rtc0/hctosys", "0\n");
+        assert!(is_unset(root.path()));
+        put("sys/class/rtc/rtc1/hctosys", "1\n");
+        assert!(!is_unset(root.path()));
+        fs::remove_dir_all(root.path().join("sys")).unwrap();
+        put("run/systemd/timesync/synchronized", "");
+        assert!(!is_unset(root.path()));
     }
 
     #[test]

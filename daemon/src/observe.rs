@@ -2,6 +2,7 @@
 //! holds them.
 
 use crate::{
+    certificates::{Certificate, Certificates},
     fleet,
     floor::{Floor, Loaded},
     gateway, socket, stats,
@@ -26,6 +27,7 @@ pub struct Observer {
     pub(crate) socket: Arc<socket::Counters>,
     pub(crate) connections_max: usize,
     pub(crate) gateways: Arc<[Arc<gateway::Board>]>,
+    pub(crate) certificates: Arc<Certificates>,
 }
 
 /// The list of models.
@@ -102,6 +104,8 @@ pub(crate) struct Status {
     /// Replies by status name, refusals of unreadable frames included.
     replies: BTreeMap<&'static str, u64>,
     update: UpdateStatus,
+    /// Those of servers as last seen, and those named in the configuration.
+    certificates: Vec<Certificate>,
     models: Vec<ModelStatus>,
 }
 
@@ -240,6 +244,7 @@ impl Observer {
             requests: self.floor.requests.load(Relaxed),
             replies: self.floor.outcomes.by_name(),
             update: self.updates.status().clone(),
+            certificates: self.certificates.report(),
             models,
         }
     }

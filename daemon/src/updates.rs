@@ -3,11 +3,16 @@
 //!
 //! A daemon that is not provisioned has such a thread too; it only says so.
 
+mod failpoint;
+mod self_test;
+
 use crate::{
+    certificates::Certificates,
     config,
     fleet::{Candidate, Command as FleetCommand, LoadFailed, Signed, SignedModel},
     floor::Floor,
-    proofs::{Measured, Proofs},
+    machine, metered,
+    proofs::Proofs,
     trial::{Failed, Watch},
 };
 use serde::Serialize;
@@ -19,23 +24,16 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tractd_bundle::{Bundle, Digest, Limits};
-use tractd_engine::proof::Refusal;
 use tractd_update::{
-    Config, Device, Event, Installed, Outcome, Roots, Store, StoreError, Unproven, Updater,
+    Config, Device, Event, Installed, Outcome, Roots, Store, StoreError, Updater,
     source::Access,
-    trial::{Fault, Rules, STARTS_MAX, Stage, Step, slower},
+    trial::{Fault, Rules, STARTS_MAX, Stage, Step},
 };
 
 /// The first check comes this soon after the start, before jitter.
 const FIRST_CHECK: Duration = Duration::from_secs(2);
 /// How often a trial's time is looked at; its faults come by themselves.
 const TRIAL_LOOK: Duration = Duration::from_millis(200);
-/// Once the version before takes this many times what it took when it was proven, the device is throttled or busy,
-/// and a latency measured now says nothing.
-const THROTTLED: f64 = 2.0;
-/// Memory a version may take beyond the factor, in bytes: what measuring it twice differs by.
-const LARGER_BYTES: u64 = 8 << 20;
-
 /// Metadata that expires within this time is warned of, in seconds: a registry renews its timestamp daily, so what
 /// has less than half of that left was missed.
 const EXPIRES_SOON_S: u64 = 12 * 3_600;
@@ -161,6 +159,7 @@ pub(crate) struct Updates {
     pub(crate) state_dir: PathBuf,
     pub(crate) proofs: Arc<Proofs>,
     pub(crate) board: Arc<Board>,
+    pub(crate) certificates: Arc<Certificates>,
     pub(crate) floor: Arc<Floor>,
     pub(crate) fleet: mpsc::Sender<FleetCommand>,
     /// Leads back here, for the alarms of trials.
@@ -307,7 +306,8 @@ impl Updates {
             let error = status.error.clone().unwrap_or_else(|| "this device is not provisioned".into());
             return Report { error: Some(error), ..Report::default() };
         };
-        updater.config_mut().metered_bytes_max = self.config.metered_bytes_max;
+        updater.config_mut().metered_bytes_max = self.config.metered_bytes_max.filter(|_| self.is_metered());
+        updater.config_mut().access.clock_unset = machine::clock_is_unset();
         let mut changed = false;
         let mut fresh = BTreeSet::new();
         let outcome = updater.check(SystemTime::now(), &mut |bundle| self.prove(bundle), &mut |event| {
@@ -321,6 +321,9 @@ impl Updates {
         let report = match outcome {
             Ok(outcome) => {
                 self.warn(&outcome);
+                let (floor_s, registry) =
+                    (updater.store().time_floor_s(), updater.device().registry.as_str());
+                self.certificates.checked(floor_s, registry, outcome.certificate);
                 Report::from(outcome)
             }
             Err(error) => {
@@ -338,6 +341,14 @@ impl Updates {
         status.last_check_unix_ms = Some(unix_ms());
         status.last = Some(report.clone());
         report
+    }
+
+    /// Whether this link costs by the byte. What is not known may: a bill is not taken back.
+    fn is_metered(&self) -> bool {
+        match self.config.metered {
+            config::Metered::Known(metered) => metered,
+            config::Metered::Asked(config::Auto::Auto) => metered::ask().unwrap_or(true),
+        }
     }
 
     /// Says what will hurt later.
@@ -407,7 +418,7 @@ impl Updates {
         stage: Option<Stage>,
         reason: Option<String>,
     ) {
-        failpoint::reach(state, stage);
+        failpoint::reach(state, stage, version);
         let update = ModelUpdate { version, state, stage: stage.map(Stage::name), reason };
         let former = self.board.status().models.insert(model.to_owned(), update.clone());
         if former.as_ref() != Some(&update) {
@@ -573,83 +584,6 @@ impl Updates {
             Err(error) => log::error!(model = &*failed.name; "update not taken back: {error}"),
         }
     }
-}
-
-/// The self-test of a version before it is activated.
-impl Updates {
-    fn prove(&self, bundle: &Bundle) -> Result<(), Unproven> {
-        let unproven = |refusal: Refusal| match refusal {
-            Refusal::NotStarted(_) => Unproven::Later(refusal.to_string()),
-            refusal => Unproven::Bad(refusal.to_string()),
-        };
-        let measured = self.proofs.prove(bundle).map_err(unproven)?;
-        let served = self.signed.get(bundle.name()).and_then(|model| model.bundle.as_ref().ok());
-        let Some((before, served)) = served.and_then(|served| Some((self.proofs.known(served)?, served)))
-        else {
-            return Ok(());
-        };
-        if larger(measured.peak_bytes, before.peak_bytes, self.config.larger_max) {
-            let (now, then) = (measured.peak_bytes, before.peak_bytes);
-            let reason = format!("it takes {now} bytes of memory where the version before takes {then}");
-            return Err(Unproven::Bad(reason));
-        }
-        if slower(measured.infer_us, before.infer_us, self.config.slower_max) {
-            return self.compare_latency(bundle, measured, served, before);
-        }
-        Ok(())
-    }
-
-    /// The candidate looks slow next to what the version before took when it was proven. Measured in the same
-    /// minute, is it?
-    fn compare_latency(
-        &self,
-        bundle: &Bundle,
-        measured: Measured,
-        served: &Bundle,
-        before: Measured,
-    ) -> Result<(), Unproven> {
-        let later = |reason: String| {
-            self.proofs.forget(bundle);
-            Err(Unproven::Later(reason))
-        };
-        let now = match self.proofs.measure(served) {
-            Ok(now) => now,
-            Err(refusal) => return later(format!("the version before cannot be measured: {refusal}")),
-        };
-        let (now_us, before_us) = (now.infer_us, before.infer_us);
-        if slower(now_us, before_us, THROTTLED) {
-            return later(format!(
-                "the device is throttled or busy: the version before takes {now_us} µs where it took {before_us} µs"
-            ));
-        }
-        let (candidate_us, incumbent_us) = (measured.infer_us, now_us);
-        if slower(candidate_us, incumbent_us, self.config.slower_max) {
-            return Err(Unproven::Bad(Fault::Slow { candidate_us, incumbent_us }.to_string()));
-        }
-        Ok(())
-    }
-}
-
-fn larger(candidate_bytes: u64, incumbent_bytes: u64, factor: f64) -> bool {
-    candidate_bytes as f64 > incumbent_bytes as f64 * factor + LARGER_BYTES as f64
-}
-
-/// Death at a named step, for tests of what a crash leaves behind: not in a release build.
-mod failpoint {
-    use super::Stage;
-
-    /// `TRACTD_DIE_AT=self-testing`, or `trial-canary`.
-    #[cfg(debug_assertions)]
-    pub(super) fn reach(state: &str, stage: Option<Stage>) {
-        let step = stage.map_or_else(|| state.to_owned(), |stage| format!("{state}-{}", stage.name()));
-        if std::env::var_os("TRACTD_DIE_AT").is_some_and(|at| at == *step) {
-            // What SIGKILL does: no handler runs, nothing is flushed.
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        }
-    }
-
-    #[cfg(not(debug_assertions))]
-    pub(super) fn reach(_: &str, _: Option<Stage>) {}
 }
 
 impl SignedModel {

@@ -1,6 +1,7 @@
 //! What devices act on: the rollout file and the team's word about an artifact. Devices have their own reader;
 //! the golden files both sides are tested with hold them together.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -30,18 +31,28 @@ pub struct Entry {
     pub version: u64,
     /// `active`, `paused` or `aborted`.
     pub state: String,
-    /// Share of the group's devices, in percent.
+    /// Share of the group's devices, in percent; with waves by the clock, the most they reach.
     pub pct: u8,
-    /// Reserved for staged shares.
-    pub waves: Vec<Value>,
-    /// Reserved for a maintenance window.
-    pub window: Option<Value>,
+    /// The shares in which it grows; none for all of `pct` at once.
+    pub waves: Vec<Wave>,
+    /// Maintenance window in UTC, as in `"22:00-04:00"`.
+    pub window: Option<String>,
     /// Seconds a trial must stay healthy.
     pub healthy_secs: u64,
     /// Reserved for a controller's abort rules.
     pub abort: Value,
     /// Set to `version` when it is lower than what devices run.
     pub rollback_to: Option<u64>,
+}
+
+/// One step of a rollout. Shares grow from wave to wave; all of a rollout's have a time, or none has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wave {
+    /// Share of the group's devices, in percent.
+    pub pct: u8,
+    /// When it begins; without, when the entry's `pct` lets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Timestamp>,
 }
 
 /// The `custom` field of a model target.
@@ -75,9 +86,14 @@ mod tests {
 
     #[test]
     fn the_golden_documents_read_and_write_the_same() {
-        let rollout: Value = serde_json::from_str(include_str!("../tests/golden/rollout-1.json")).unwrap();
-        let parsed: Rollout = serde_json::from_value(rollout.clone()).unwrap();
-        assert_eq!(serde_json::to_value(parsed).unwrap(), rollout);
+        for golden in [
+            include_str!("../tests/golden/rollout-1.json"),
+            include_str!("../tests/golden/rollout-1-waves.json"),
+        ] {
+            let rollout: Value = serde_json::from_str(golden).unwrap();
+            let parsed: Rollout = serde_json::from_value(rollout.clone()).unwrap();
+            assert_eq!(serde_json::to_value(parsed).unwrap(), rollout);
+        }
         let custom: Value = serde_json::from_str(include_str!("../tests/golden/custom-1.json")).unwrap();
         let parsed: Custom = serde_json::from_value(custom.clone()).unwrap();
         assert_eq!(serde_json::to_value(parsed).unwrap(), custom);
@@ -87,7 +103,7 @@ mod tests {
     #[test]
     fn the_devices_golden_documents_are_ours() {
         let device = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../update/tests/golden");
-        for name in ["rollout-1.json", "custom-1.json"] {
+        for name in ["rollout-1.json", "rollout-1-waves.json", "custom-1.json"] {
             let ours = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
             assert_eq!(std::fs::read(ours).unwrap(), std::fs::read(device.join(name)).unwrap(), "{name}");
         }

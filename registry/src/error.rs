@@ -89,6 +89,18 @@ pub enum RegistryError {
     /// The share is no percentage.
     #[error("{0} % is more than all devices")]
     Percent(u8),
+    /// Waves must grow.
+    #[error("waves {0:?} must be rising shares from 1 to 100 percent, less than a century apart")]
+    Waves(Vec<u8>),
+    /// A window nobody could read, or that never opens.
+    #[error("window {0:?} is no two different times of the day in UTC, as in 22:00-04:00")]
+    Window(String),
+    /// There is nothing to open.
+    #[error("rollout {0} has no further wave")]
+    LastWave(String),
+    /// Only what is active goes on.
+    #[error("rollout {0} is paused; `resume` it first")]
+    Paused(String),
     /// Devices would refuse it.
     #[error("{model} {version} is below {min_version}, the lowest version its team allows")]
     BelowMinimum {

@@ -30,15 +30,16 @@ mod rollouts;
 mod serve;
 mod staging;
 mod verify;
+mod waves;
 
-pub use documents::{Custom, Entry, Rollout};
+pub use documents::{Custom, Entry, Rollout, Wave};
 pub use error::RegistryError;
 pub use keys::{KeyError, KeyFolder, KeyInfo};
 pub use metadata::{MetadataError, RoleKeys};
 pub use registry::Registry;
 pub use request::{
-    Added, Delegate, HEALTHY_SECS, Options, Publish, Published, Refreshed, RoleStatus, Rotate, SignedFile,
-    Waiting,
+    Added, Delegate, HEALTHY_SECS, Options, Publish, Published, Refreshed, RoleStatus, Rotate, Share,
+    SignedFile, Waiting,
 };
 pub use rollouts::Action;
 pub use serve::Server;

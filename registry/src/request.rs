@@ -1,7 +1,9 @@
 //! What a publisher asks for, and what came of it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use crate::documents::Wave;
 use crate::keys::KeyInfo;
 
 /// Seconds a trial must stay healthy, unless the publisher says otherwise: with its first quarter in the shadow
@@ -108,6 +110,20 @@ pub struct Added {
     pub new: bool,
 }
 
+/// How many of a group's devices a rollout is for. A device stays where it is in line: who is among 5 % is among 25 %.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Share {
+    /// This many percent, at once.
+    Percent(u8),
+    /// Growing shares in percent.
+    Waves {
+        /// As in 5, 25, 100.
+        pcts: Vec<u8>,
+        /// Time from one wave to the next; `None` for as long as it takes until somebody opens it.
+        every: Option<Duration>,
+    },
+}
+
 /// What to roll out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publish {
@@ -117,8 +133,11 @@ pub struct Publish {
     pub version: u64,
     /// Which devices.
     pub group: String,
-    /// Share of them, in percent.
-    pub pct: u8,
+    /// How many of them, and when.
+    pub share: Share,
+    /// When in the day devices may take it, in UTC, as in `22:00-04:00`; over midnight when it ends earlier than it
+    /// begins. `None` for always.
+    pub window: Option<String>,
     /// Allow devices to go back to it from a higher version.
     pub rollback: bool,
     /// Seconds a device's trial must stay healthy; 0 for none.
@@ -132,7 +151,16 @@ impl Publish {
     #[must_use]
     pub fn new(model: &str, version: u64, group: &str) -> Self {
         let (model, group) = (model.to_owned(), group.to_owned());
-        Self { model, version, group, pct: 100, rollback: false, healthy_secs: HEALTHY_SECS, restart: false }
+        Self {
+            model,
+            version,
+            group,
+            share: Share::Percent(100),
+            window: None,
+            rollback: false,
+            healthy_secs: HEALTHY_SECS,
+            restart: false,
+        }
     }
 }
 
@@ -147,6 +175,10 @@ pub struct Published {
     pub digest: String,
     /// Version of the rollout role.
     pub rollout_version: u64,
+    /// As [`crate::Entry`] has them.
+    pub pct: u8,
+    /// The same.
+    pub waves: Vec<Wave>,
 }
 
 /// Where a role stands.

@@ -10,6 +10,7 @@ use crate::error::{ENTRIES_MAX, RegistryError, io_at};
 use crate::metadata::{MetadataError, TargetFile, Targets, hashes};
 use crate::registry::{Registry, check_name, timestamp};
 use crate::request::{Publish, Published};
+use crate::waves;
 
 /// States of an entry.
 const ACTIVE: &str = "active";
@@ -21,8 +22,10 @@ const ABORTED: &str = "aborted";
 pub enum Action {
     /// Devices that have not installed it wait.
     Pause,
-    /// They go on.
+    /// They go on. Waves by the clock that had not begun when it was paused come as far apart as before, from now.
     Resume,
+    /// The next wave begins now.
+    Next,
     /// Nobody installs it any more, for good. Devices that run it keep it: going back is a rollout of its own.
     Abort,
 }
@@ -34,11 +37,13 @@ impl Registry {
     /// and with it every device its bucket.
     ///
     /// # Errors
-    /// See [`RegistryError`].
+    /// See [`RegistryError`]: among them waves that do not grow and windows that cannot be.
     pub fn publish(&mut self, what: &Publish, now: SystemTime) -> Result<Published, RegistryError> {
         check_name("group", &what.group)?;
-        if what.pct > 100 {
-            return Err(RegistryError::Percent(what.pct));
+        let now = timestamp(now);
+        let (pct, waves) = waves::plan(&what.share, now)?;
+        if let Some(window) = what.window.as_ref().filter(|window| !waves::is_window(window)) {
+            return Err(RegistryError::Window(window.clone()));
         }
         let (model, version) = (what.model.clone(), what.version);
         let signed = self.signed(&model)?;
@@ -73,9 +78,9 @@ impl Registry {
             digest: custom.digest.clone(),
             version,
             state: ACTIVE.into(),
-            pct: what.pct,
-            waves: Vec::new(),
-            window: None,
+            pct,
+            waves: waves.clone(),
+            window: what.window.clone(),
             healthy_secs: what.healthy_secs,
             abort: serde_json::json!({}),
             rollback_to: what.rollback.then_some(version),
@@ -87,15 +92,15 @@ impl Registry {
             return Err(RegistryError::TooMany(what.group.clone()));
         }
 
-        let now = timestamp(now);
         let rollout_version = self.write_rollout(&path, &rollout, role_version, targets, now)?;
-        Ok(Published { id, target, digest: custom.digest, rollout_version })
+        Ok(Published { id, target, digest: custom.digest, rollout_version, pct, waves })
     }
 
-    /// Pauses, resumes or aborts a group's rollout of a model. The entry as it is out from now on comes back.
+    /// Pauses, resumes or aborts a group's rollout of a model, or opens its next wave. The entry as it is out from now on comes back.
     ///
     /// # Errors
-    /// [`RegistryError::NoRollout`], [`RegistryError::Aborted`], and as [`Registry::publish`].
+    /// [`RegistryError::NoRollout`], [`RegistryError::Aborted`], [`RegistryError::Paused`],
+    /// [`RegistryError::LastWave`], and as [`Registry::publish`].
     pub fn steer(
         &mut self,
         group: &str,
@@ -110,17 +115,34 @@ impl Registry {
         let entry = rollout.entries.iter_mut().find(|entry| entry.model == model);
         let (group, model) = (group.to_owned(), model.to_owned());
         let entry = entry.ok_or(RegistryError::NoRollout { group, model })?;
-        let state = match action {
-            Action::Pause => PAUSED,
-            Action::Resume => ACTIVE,
-            Action::Abort => ABORTED,
-        };
+        let now = timestamp(now);
         if entry.state == ABORTED && action != Action::Abort {
             return Err(RegistryError::Aborted(entry.id.clone()));
         }
+        let paused = entry.state == PAUSED;
+        let state = match action {
+            Action::Pause => {
+                waves::hold(entry, now);
+                PAUSED
+            }
+            Action::Resume => {
+                if paused {
+                    waves::go_on(entry, now);
+                }
+                ACTIVE
+            }
+            Action::Next if paused => return Err(RegistryError::Paused(entry.id.clone())),
+            Action::Next => {
+                if !waves::open_next(entry, now) {
+                    return Err(RegistryError::LastWave(entry.id.clone()));
+                }
+                ACTIVE
+            }
+            Action::Abort => ABORTED,
+        };
         state.clone_into(&mut entry.state);
         let entry = entry.clone();
-        self.write_rollout(&path, &rollout, role_version, targets, timestamp(now))?;
+        self.write_rollout(&path, &rollout, role_version, targets, now)?;
         Ok(entry)
     }
 

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use tractd_update::Client;
 use tractd_update::fs::{self, Disk};
 use tractd_update::source::{Access, Source};
+use tractd_update::{Client, Clock};
 
 /// A root the suite hands over: more than the largest the verifier takes.
 const ROOT_LEN_MAX: u64 = 1 << 20;
@@ -73,8 +73,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 fn client(arguments: &Arguments, dir: &Path) -> Result<Client, Box<dyn Error>> {
     let metadata = arguments.metadata_url.as_deref().ok_or("--metadata-url is missing")?;
     let targets = arguments.target_base_url.as_deref().unwrap_or(metadata);
-    let (access, now) = (Access::default(), SystemTime::now());
-    let source = Source::split(&metadata.parse()?, &targets.parse()?, &access, now)?;
+    let (access, clock) = (Access::default(), Clock::new(SystemTime::now(), 0, false));
+    let source = Source::split(&metadata.parse()?, &targets.parse()?, &access, clock)?;
     Ok(Client::open(dir, source)?)
 }
 

@@ -14,6 +14,7 @@
 //!
 //! Absent on purpose: MQTT, tract, an async runtime, and any way for the registry to tell a device its group.
 
+mod certificates;
 mod client;
 mod clock;
 mod crypto;
@@ -22,17 +23,20 @@ mod download;
 pub mod fs;
 pub mod policy;
 pub mod rollout;
+mod schedule;
 pub mod source;
 mod state;
 mod store;
-mod tls;
+pub mod tls;
 pub mod trial;
 mod updater;
 pub mod verify;
 
+pub use certificates::Validity;
 pub use client::{Client, Fresh};
+pub use clock::Clock;
 pub use device::{Device, DeviceError, NODE_LEN_MAX, Provisioned, node_id, provision, reset};
 pub use state::{Blocked, Installed, OnTrial, Release};
-pub use store::{Store, StoreError};
+pub use store::{Store, StoreError, time_floor_s};
 pub use tls::Roots;
 pub use updater::{CheckError, Config, Event, Failure, Outcome, Refused, Unproven, Updater};

@@ -3,6 +3,7 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::rollout::{Custom, Entry, EntryState, Target};
+use crate::schedule;
 
 /// Buckets a rollout deals its devices into: hundredths of a percent.
 pub const BUCKETS: u16 = 10_000;
@@ -31,6 +32,8 @@ pub struct Facts<'a> {
     pub archive_bytes_max: u64,
     /// Largest archive fetched now, in bytes, because the link costs by the byte; `None` on other links.
     pub metered_bytes_max: Option<u64>,
+    /// The time as the device knows it, in Unix seconds; never later than it is, unless its clock is wrong.
+    pub unix_s: u64,
     /// Minute of the day in UTC; `None` while the clock is not trusted.
     pub minute: Option<u16>,
 }
@@ -85,6 +88,16 @@ pub enum Reason {
         bucket: u16,
         /// The rollout's share, in percent.
         pct: u8,
+    },
+    /// Its wave has a time, which has not come.
+    #[error("bucket {bucket} of {BUCKETS} is in the wave of {pct} %, which begins at {from}")]
+    Wave {
+        /// This device's.
+        bucket: u16,
+        /// The wave's share, in percent.
+        pct: u8,
+        /// When it begins, RFC 3339.
+        from: String,
     },
     /// Outside the maintenance window.
     #[error("it is not {0} UTC, its maintenance window")]
@@ -191,11 +204,11 @@ pub fn decide(
     if known.active == Some((entry.version, entry.digest.as_str())) {
         return Decision::Current;
     }
-    match turn(entry, facts.node) {
+    match turn(entry, facts.node, facts.unix_s) {
         Ok(()) => {}
         Err(reason) => return Decision::Wait(reason),
     }
-    if let Err(reason) = window(entry, facts.minute).and_then(|()| metered(archive_bytes, facts)) {
+    if let Err(reason) = schedule::window(entry, facts.minute).and_then(|()| metered(archive_bytes, facts)) {
         return Decision::Wait(reason);
     }
     let checks = [
@@ -222,38 +235,13 @@ pub fn bucket(node: &str, rollout: &str) -> u16 {
 }
 
 /// Whether it is this device's turn; all that can be said before the team's word is fetched.
-pub(crate) fn turn(entry: &Entry, node: &str) -> Result<(), Reason> {
+pub(crate) fn turn(entry: &Entry, node: &str, unix_s: u64) -> Result<(), Reason> {
     match entry.state {
-        EntryState::Active => {}
-        EntryState::Paused => return Err(Reason::Paused),
-        EntryState::Aborted => return Err(Reason::Aborted),
-        EntryState::Unknown => return Err(Reason::NotUnderstood("state")),
+        EntryState::Active => schedule::wave(entry, node, unix_s),
+        EntryState::Paused => Err(Reason::Paused),
+        EntryState::Aborted => Err(Reason::Aborted),
+        EntryState::Unknown => Err(Reason::NotUnderstood("state")),
     }
-    if !entry.waves.is_empty() {
-        return Err(Reason::NotUnderstood("waves"));
-    }
-    let bucket = bucket(node, &entry.id);
-    let pct = entry.pct;
-    if bucket < u16::from(pct) * (BUCKETS / 100) { Ok(()) } else { Err(Reason::Bucket { bucket, pct }) }
-}
-
-/// `"22:00-04:00"`, in UTC, the second time excluded; over midnight when it is the lower one.
-fn window(entry: &Entry, minute: Option<u16>) -> Result<(), Reason> {
-    let Some(window) = &entry.window else { return Ok(()) };
-    let parsed = window.as_str().and_then(|text| {
-        let (from, to) = text.split_once('-')?;
-        Some((text, minute_of_day(from)?, minute_of_day(to)?))
-    });
-    let Some((text, from, to)) = parsed else { return Err(Reason::NotUnderstood("this window")) };
-    let Some(minute) = minute else { return Err(Reason::WindowUnknown(text.to_owned())) };
-    let inside = if from <= to { (from..to).contains(&minute) } else { minute >= from || minute < to };
-    if inside { Ok(()) } else { Err(Reason::Window(text.to_owned())) }
-}
-
-fn minute_of_day(time: &str) -> Option<u16> {
-    let (hour, minute) = time.split_once(':')?;
-    let two = |text: &str, max| text.parse().ok().filter(|n: &u16| text.len() == 2 && *n <= max);
-    Some(two(hour, 23)? * 60 + two(minute, 59)?)
 }
 
 fn metered(archive_bytes: u64, facts: &Facts<'_>) -> Result<(), Reason> {
@@ -364,6 +352,7 @@ mod tests {
             quota_bytes: 1 << 20,
             archive_bytes_max: 1 << 20,
             metered_bytes_max: None,
+            unix_s: 1_796_083_200,
             minute: Some(3 * 60),
         }
     }
@@ -404,31 +393,26 @@ mod tests {
             let reason = Reason::NotUnderstood("this window");
             check(|e, _, _, _| e.window = Some(window), Decision::Wait(reason));
         }
-        let waves = vec![serde_json::json!({"pct": 1})];
-        check(|e, _, _, _| e.waves = waves, Decision::Wait(Reason::NotUnderstood("waves")));
+        let waves = vec![serde_json::json!({"pct": 1, "region": "north"})];
+        check(|e, _, _, _| e.waves = waves, Decision::Wait(Reason::NotUnderstood("these waves")));
     }
 
     #[test]
-    fn outside_its_window_a_version_waits() {
-        let at = |window: &str, minute: Option<u16>, expected: Decision| {
-            check(
-                |e, _, _, f| {
-                    e.window = Some(window.into());
-                    f.minute = minute;
-                },
-                expected,
-            );
-        };
-        let closed = |window: &str| Decision::Wait(Reason::Window(window.into()));
-        at("02:00-04:00", Some(119), closed("02:00-04:00"));
-        at("02:00-04:00", Some(120), Decision::Install);
-        at("02:00-04:00", Some(239), Decision::Install);
-        at("02:00-04:00", Some(240), closed("02:00-04:00"));
-        at("22:00-04:00", Some(0), Decision::Install);
-        at("22:00-04:00", Some(22 * 60), Decision::Install);
-        at("22:00-04:00", Some(12 * 60), closed("22:00-04:00"));
-        let unknown = Reason::WindowUnknown("02:00-04:00".into());
-        at("02:00-04:00", None, Decision::Wait(unknown));
+    fn outside_its_wave_or_its_window_a_version_waits() {
+        let waves = vec![serde_json::json!({"pct": 100, "from": "2026-12-01T00:00:01Z"})];
+        let from = "2026-12-01T00:00:01Z".to_owned();
+        let reason = Reason::Wave { bucket: BUCKET_NODE_1, pct: 100, from };
+        check(|e, _, _, _| e.waves.clone_from(&waves), Decision::Wait(reason));
+        check(
+            |e, _, _, f| {
+                e.waves.clone_from(&waves);
+                f.unix_s += 1;
+            },
+            Decision::Install,
+        );
+        check(|e, _, _, _| e.window = Some("02:00-04:00".into()), Decision::Install);
+        let closed = Reason::Window("04:00-06:00".into());
+        check(|e, _, _, _| e.window = Some("04:00-06:00".into()), Decision::Wait(closed));
     }
 
     #[test]

@@ -39,9 +39,10 @@ pub struct Entry {
     pub version: u64,
     /// Whether to install.
     pub state: EntryState,
-    /// Share of the group's devices, in percent, 0 to 100.
+    /// Share of the group's devices, in percent, 0 to 100; with waves by the clock, the most they reach.
     pub pct: u8,
-    /// Reserved: staged shares. A device that cannot read them does not install.
+    /// The shares in which it grows: `{"pct": 5}`, or with the time of its beginning, `{"pct": 5, "from":
+    /// "2026-12-01T06:00:00Z"}`. `pct` is how far they may go. A device that cannot read them does not install.
     #[serde(default)]
     pub waves: Vec<Value>,
     /// Maintenance window in UTC, as in `"22:00-04:00"`. A device that cannot read it does not install.
@@ -249,12 +250,15 @@ mod tests {
     const GOLDEN: &str = include_str!("../tests/golden/rollout-1.json");
 
     #[test]
-    fn the_golden_rollout_reads_and_writes_the_same() {
+    fn the_golden_rollouts_read_and_write_the_same() {
         let rollout = Rollout::parse(GOLDEN.as_bytes(), "lab").unwrap();
         assert_eq!(rollout.entries[0].state, EntryState::Active);
         assert_eq!(rollout.entries[0].healthy_secs, 60);
         let written = serde_json::to_value(&rollout).unwrap();
         assert_eq!(written, serde_json::from_str::<Value>(GOLDEN).unwrap());
+        let waves = include_str!("../tests/golden/rollout-1-waves.json");
+        let written = serde_json::to_value(Rollout::parse(waves.as_bytes(), "lab").unwrap()).unwrap();
+        assert_eq!(written, serde_json::from_str::<Value>(waves).unwrap());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response, header};
 use ureq::unversioned::resolver::DefaultResolver;
@@ -13,8 +13,10 @@ use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpCon
 use ureq::{Agent, Body};
 use url::Url;
 
+use crate::certificates::Validity;
+use crate::clock::Clock;
 use crate::fs::{Disk, FileSystem};
-use crate::tls::{Roots, Tls};
+use crate::tls::{Roots, Seen, Tls};
 
 /// Redirects followed. More is a loop.
 const REDIRECTS_MAX: u32 = 3;
@@ -31,6 +33,8 @@ pub struct Access {
     /// Other places with the same files, asked in this order while the registry itself does not answer. They need
     /// no trust: what is believed is signed. At most 8.
     pub mirrors: Vec<Url>,
+    /// Nobody told this machine the time since it started: see [`Clock::new`].
+    pub clock_unset: bool,
 }
 
 /// Patience with a registry.
@@ -144,6 +148,7 @@ pub struct Source {
     /// The one that answered last: one that is away is not waited for at every file.
     at: Arc<AtomicUsize>,
     timing: Timing,
+    seen: Arc<Seen>,
 }
 
 #[derive(Debug, Clone)]
@@ -167,37 +172,41 @@ pub(crate) struct Stream {
 }
 
 impl Source {
-    /// A registry at `url`; nothing is asked yet. Certificates are checked as of `now`.
+    /// A registry at `url`; nothing is asked yet. Certificates are judged by `clock`.
     ///
     /// # Errors
     /// [`FetchError::Scheme`], [`FetchError::Mirrors`].
-    pub fn new(url: &Url, access: &Access, now: SystemTime) -> Result<Self, FetchError> {
+    pub fn new(url: &Url, access: &Access, clock: Clock) -> Result<Self, FetchError> {
         if access.mirrors.len() > MIRRORS_MAX {
             return Err(FetchError::Mirrors(access.mirrors.len()));
         }
+        let seen = Arc::<Seen>::default();
         let places = std::iter::once(url).chain(&access.mirrors).map(|url| {
-            let folder = Folder::new(url, access, now)?;
+            let folder = Folder::new(url, access, clock, &seen)?;
             Ok(Place { metadata: folder.below("metadata"), targets: folder.below("targets") })
         });
-        Ok(Self::of(places.collect::<Result<_, FetchError>>()?, access))
+        let places = places.collect::<Result<_, FetchError>>()?;
+        Ok(Self::of(places, access, seen))
     }
 
     /// A registry whose metadata and targets lie in two places of any names, without mirrors.
     ///
     /// # Errors
     /// [`FetchError::Scheme`].
-    pub fn split(
-        metadata: &Url,
-        targets: &Url,
-        access: &Access,
-        now: SystemTime,
-    ) -> Result<Self, FetchError> {
-        let metadata = Folder::new(metadata, access, now)?;
-        Ok(Self::of(vec![Place { metadata, targets: Folder::new(targets, access, now)? }], access))
+    pub fn split(metadata: &Url, targets: &Url, access: &Access, clock: Clock) -> Result<Self, FetchError> {
+        let seen = Arc::<Seen>::default();
+        let metadata = Folder::new(metadata, access, clock, &seen)?;
+        let targets = Folder::new(targets, access, clock, &seen)?;
+        Ok(Self::of(vec![Place { metadata, targets }], access, seen))
     }
 
-    fn of(places: Vec<Place>, access: &Access) -> Self {
-        Self { places, at: Arc::default(), timing: access.timing.clone() }
+    fn of(places: Vec<Place>, access: &Access, seen: Arc<Seen>) -> Self {
+        Self { places, at: Arc::default(), timing: access.timing.clone(), seen }
+    }
+
+    /// How long the certificate is good that a server showed last, and that was believed.
+    pub(crate) fn certificate(&self) -> Option<Validity> {
+        self.seen.last()
     }
 
     /// The places in the order they are to be asked now.
@@ -348,12 +357,13 @@ impl Source {
 }
 
 impl Folder {
-    fn new(url: &Url, access: &Access, now: SystemTime) -> Result<Self, FetchError> {
+    fn new(url: &Url, access: &Access, clock: Clock, seen: &Arc<Seen>) -> Result<Self, FetchError> {
         match url.scheme() {
             "file" => url.to_file_path().map(Self::Dir).map_err(|()| FetchError::Scheme(url.clone())),
             "http" | "https" => {
                 let base = url.as_str().trim_end_matches('/').to_owned();
-                Ok(Self::Http { base, agent: agent(url.scheme() == "https", access, now) })
+                let tls = Tls::new(access.roots.clone(), clock, seen.clone());
+                Ok(Self::Http { base, agent: agent(url.scheme() == "https", access, tls) })
             }
             _ => Err(FetchError::Scheme(url.clone())),
         }
@@ -382,7 +392,7 @@ fn open_file(path: &Path, offset: u64) -> Result<Option<Box<dyn Read>>, FetchErr
     Ok(Some(file))
 }
 
-fn agent(https: bool, access: &Access, now: SystemTime) -> Agent {
+fn agent(https: bool, access: &Access, tls: Tls) -> Agent {
     let timing = &access.timing;
     let config = Agent::config_builder()
         .http_status_as_error(false)
@@ -396,7 +406,7 @@ fn agent(https: bool, access: &Access, now: SystemTime) -> Agent {
         .accept_encoding("identity")
         .user_agent(concat!("tractd/", env!("CARGO_PKG_VERSION")));
     let connector = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default());
-    let connector = connector.chain(Tls::new(access.roots.clone(), now));
+    let connector = connector.chain(tls);
     Agent::with_parts(config.build(), connector, DefaultResolver::default())
 }
 

@@ -140,6 +140,12 @@ impl Store {
         })
     }
 
+    /// The latest time this device saw signed, in Unix seconds.
+    #[must_use]
+    pub fn time_floor_s(&self) -> u64 {
+        self.state.floors.time_s
+    }
+
     /// Versions that were refused or taken back, oldest first.
     #[must_use]
     pub fn blocked(&self) -> &[Blocked] {
@@ -435,6 +441,16 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+/// The latest time the device below `state_dir` saw signed, in Unix seconds; 0 where nothing tells. Takes no lock and
+/// writes nothing: for who needs the time before the store is opened.
+#[must_use]
+pub fn time_floor_s(state_dir: &Path) -> u64 {
+    match State::load(&Disk, &state_dir.join("store")) {
+        Ok(Loaded::State { state, .. }) => state.floors.time_s,
+        Ok(Loaded::Fresh | Loaded::Damaged(_)) | Err(_) => 0,
     }
 }
 

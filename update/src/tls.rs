@@ -1,20 +1,25 @@
-//! TLS to a registry: certificates are judged by the device's time, not by the system's clock alone.
+//! TLS: certificates are judged by the device's time, not by the system's clock alone.
 //!
-//! The HTTP client's own connector has no place for a clock, so this one stands in its stead.
+//! Towards a registry the HTTP client's own connector has no place for that, so one of ours stands in its stead.
+//! Towards a broker the daemon takes the same [`verifier`].
+
+mod verifier;
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::time_provider::TimeProvider;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use ureq::Error;
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
 };
+
+pub use self::verifier::{Seen, verifier};
+use crate::certificates::Validity;
+use crate::clock::Clock;
 
 /// Whose certificates a registry may show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,14 +35,15 @@ pub enum Roots {
 #[derive(Debug)]
 pub(crate) struct Tls {
     roots: Roots,
-    now: SystemTime,
+    clock: Clock,
+    seen: Arc<Seen>,
     /// Made at the first connection: most registries of a device are asked over one agent, many never.
     config: OnceLock<Arc<ClientConfig>>,
 }
 
 impl Tls {
-    pub(crate) fn new(roots: Roots, now: SystemTime) -> Self {
-        Self { roots, now, config: OnceLock::new() }
+    pub(crate) fn new(roots: Roots, clock: Clock, seen: Arc<Seen>) -> Self {
+        Self { roots, clock, seen, config: OnceLock::new() }
     }
 
     fn config(&self) -> io::Result<Arc<ClientConfig>> {
@@ -45,13 +51,21 @@ impl Tls {
             return Ok(config.clone());
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_details(provider, Arc::new(At(self.now)))
+        let verifier = verifier(self.roots.store()?, self.clock, self.seen.clone());
+        let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
-            .with_root_certificates(self.roots.store()?)
+            .dangerous()
+            .with_custom_certificate_verifier(verifier.map_err(io::Error::other)?)
             .with_no_client_auth();
         Ok(self.config.get_or_init(|| Arc::new(config)).clone())
     }
+}
+
+/// How long each certificate of a PEM file is good, in its order; what is no certificate is left out.
+#[must_use]
+pub fn validities(pem: &[u8]) -> Vec<Validity> {
+    CertificateDer::pem_slice_iter(pem).filter_map(|der| Validity::of(&der.ok()?)).collect()
 }
 
 impl Roots {
@@ -69,17 +83,6 @@ impl Roots {
             return Err(io::Error::other("no certificate authority is known to check the server with"));
         }
         Ok(store)
-    }
-}
-
-/// One time for the whole of a check: the same that metadata is judged by.
-#[derive(Debug)]
-struct At(SystemTime);
-
-impl TimeProvider for At {
-    fn current_time(&self) -> Option<UnixTime> {
-        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Some(UnixTime::since_unix_epoch(since))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use tractd_bundle::{Bundle, Digest, Limits, UnpackError, unpack_in};
 
+use crate::certificates::Validity;
 use crate::clock::{self, Now};
 use crate::device::Device;
 use crate::download::{Archive, DownloadError, download};
@@ -196,6 +197,8 @@ pub struct Outcome {
     pub clock_untrusted: bool,
     /// When the metadata seen expires, in Unix seconds: the earliest of root, timestamp, snapshot, targets.
     pub metadata_expires_s: u64,
+    /// How long the certificate is good that the registry, or its mirror, showed. `None` without `https`.
+    pub certificate: Option<Validity>,
 }
 
 /// Why a check ended without an outcome. Nothing was changed; active models stay.
@@ -291,7 +294,8 @@ impl Updater {
         tell(Event::Checking);
         let floors = self.store.state().floors.clone();
         let (now, without_floor) = (clock::now(now, floors.time_s), clock::now(now, 0));
-        let source = Source::new(&self.device.registry, &self.config.access, now.system())?;
+        let access = &self.config.access;
+        let source = Source::new(&self.device.registry, access, now.for_certificates(access.clock_unset))?;
         let anchor = Anchor {
             root_json: &self.device.root_json,
             cache: self.device.state_dir.join("tuf"),
@@ -309,7 +313,9 @@ impl Updater {
             ..Outcome::default()
         };
         let path = format!("rollout/{}.json", self.device.group);
-        let Some(bytes) = session.small_target(&path)? else {
+        let bytes = session.small_target(&path)?;
+        outcome.certificate = source.certificate();
+        let Some(bytes) = bytes else {
             outcome.no_rollout = true;
             return Ok(outcome);
         };
@@ -321,6 +327,7 @@ impl Updater {
             report(entry, step, check.tell, &mut outcome, &mut wanted);
         }
         self.store.collect(&wanted)?;
+        outcome.certificate = source.certificate();
         Ok(outcome)
     }
 
@@ -354,7 +361,7 @@ impl Updater {
         }) {
             return Ok(Step::Current);
         }
-        if let Err(reason) = policy::turn(entry, &self.device.node) {
+        if let Err(reason) = policy::turn(entry, &self.device.node, check.session.now().unix_s) {
             return Ok(Step::Waiting(reason.to_string()));
         }
         let vouched = match check.session.vouched(&entry.target) {
@@ -405,6 +412,7 @@ impl Updater {
             quota_bytes: config.quota_bytes.saturating_sub(self.store.used_bytes()?),
             archive_bytes_max: config.archive_bytes_max,
             metered_bytes_max: config.metered_bytes_max,
+            unix_s: now.unix_s,
             minute: (!now.untrusted).then_some((now.unix_s / 60 % (24 * 60)) as u16),
         };
         Ok(policy::decide(entry, custom, archive_bytes, &known, &facts))

@@ -44,7 +44,7 @@ pub struct Manifest {
     pub arch: Vec<String>,
     /// The oldest `tractd` that can run it, as `MAJOR.MINOR.PATCH`.
     pub min_runtime: Option<String>,
-    /// The author's claim; the device measures for itself.
+    /// The author's claim; the device measures for itself, and refuses an update that takes far more.
     pub peak_ram_bytes: Option<u64>,
     /// How far the device's outputs may be from the golden ones.
     pub tolerance: Tolerance,

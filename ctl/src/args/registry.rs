@@ -1,8 +1,10 @@
 //! What a publisher may type.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use jiff::SignedDuration;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Registry {
@@ -86,7 +88,9 @@ pub(crate) struct RegistryAdd {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
-  tractctl rollout start digits@2 --percent 10 --group kitchen    # or: tractctl registry publish …")]
+  tractctl rollout start digits@2 --percent 10 --group kitchen    # or: tractctl registry publish …
+  tractctl rollout start digits@2 --waves 5,25,100                # then: tractctl rollout next digits
+  tractctl rollout start digits@2 --waves 5,25,100 --every 6h --window 22:00-04:00")]
 pub(crate) struct RegistryPublish {
     /// MODEL@VERSION, as added before
     pub(crate) model: String,
@@ -101,6 +105,15 @@ pub(crate) struct RegistryPublish {
     /// Share of the group; the same devices stay in it as it grows
     #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) percent: u8,
+    /// Growing shares; the first is out at once, `rollout next` opens each other one
+    #[arg(long, value_name = "PERCENT,…", value_delimiter = ',', conflicts_with = "percent")]
+    pub(crate) waves: Vec<u8>,
+    /// Have the waves begin by themselves, so long after each other (30min, 6h, 2d)
+    #[arg(long, value_name = "TIME", requires = "waves", value_parser = duration)]
+    pub(crate) every: Option<Duration>,
+    /// When in the day devices take it, in UTC; over midnight when it ends earlier than it begins
+    #[arg(long, value_name = "HH:MM-HH:MM")]
+    pub(crate) window: Option<String>,
     /// Let devices go back to it from a higher version
     #[arg(long)]
     pub(crate) rollback: bool,
@@ -311,6 +324,9 @@ pub(crate) enum Rollout {
     /// Let them go on
     #[command(after_help = "Example:\n  tractctl rollout resume digits --group kitchen")]
     Resume(RolloutSteer),
+    /// Have the next wave begin now
+    #[command(after_help = "Example:\n  tractctl rollout next digits --group kitchen")]
+    Next(RolloutSteer),
     /// Give it up for good; devices that run it keep it
     #[command(after_help = "Example:\n  tractctl rollout abort digits --group kitchen")]
     Abort(RolloutSteer),
@@ -328,4 +344,32 @@ pub(crate) struct RolloutSteer {
     pub(crate) group: String,
     #[command(flatten)]
     pub(crate) change: Change,
+}
+
+/// `30min`, `6h`, `2d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    // A day is 24 hours here: calendars do not matter to a fleet in UTC.
+    let (text, days) = match text.strip_suffix('d').map(str::parse::<u32>) {
+        Some(Ok(days)) => ("0s", days),
+        _ => (text, 0),
+    };
+    let parsed: SignedDuration = text.parse().map_err(|_| "no time, as in 30min, 6h or 2d".to_owned())?;
+    let parsed = parsed + SignedDuration::from_hours(24 * i64::from(days));
+    let positive = Duration::try_from(parsed).ok().filter(|time| !time.is_zero());
+    positive.ok_or_else(|| "must be longer than nothing".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_between_waves_are_minutes_hours_and_days() {
+        let hours = |hours: u64| Ok(Duration::from_secs(hours * 3_600));
+        assert_eq!(duration("30min"), Ok(Duration::from_secs(1_800)));
+        assert_eq!([duration("6h"), duration("2d")], [hours(6), hours(48)]);
+        for bad in ["", "0s", "-6h", "soon", "6"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
 }

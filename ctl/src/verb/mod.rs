@@ -63,6 +63,7 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Rollout(Rollout::Start(args)) => registry::publish(&args),
         Verb::Rollout(Rollout::Pause(args)) => rollout::steer(&args, Action::Pause),
         Verb::Rollout(Rollout::Resume(args)) => rollout::steer(&args, Action::Resume),
+        Verb::Rollout(Rollout::Next(args)) => rollout::steer(&args, Action::Next),
         Verb::Rollout(Rollout::Abort(args)) => rollout::steer(&args, Action::Abort),
         Verb::Rollout(Rollout::Status(args)) => rollout::status(&args),
         Verb::Device(Device::Provision(args)) => device::provision(&args),

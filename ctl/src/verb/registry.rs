@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
 use serde_json::json;
-use tractd_registry::{Options, Publish, Registry, Server};
+use tractd_registry::{Options, Publish, Registry, Server, Share};
 use tractd_wire::{Pin, Selector};
 
 use super::Failure;
@@ -99,8 +99,14 @@ pub(crate) fn publish(args: &RegistryPublish) -> Result<(), Failure> {
     let selector = Selector::parse(&args.model).map_err(|_| usage())?;
     let Pin::Version(version) = selector.pin else { return Err(usage()) };
     let model = selector.name.as_str();
+    let share = if args.waves.is_empty() {
+        Share::Percent(args.percent)
+    } else {
+        Share::Waves { pcts: args.waves.clone(), every: args.every }
+    };
     let what = Publish {
-        pct: args.percent,
+        share,
+        window: args.window.clone(),
         healthy_secs: args.healthy_secs,
         rollback: args.rollback,
         restart: args.again,
@@ -113,14 +119,22 @@ pub(crate) fn publish(args: &RegistryPublish) -> Result<(), Failure> {
     let line = if args.json {
         json!({
             "id": published.id, "model": model, "version": version, "group": args.group,
-            "percent": args.percent, "target": published.target,
+            "percent": published.pct, "waves": published.waves, "target": published.target,
             "digest": format!("sha256:{}", published.digest), "rollout_version": published.rollout_version,
         })
         .to_string()
     } else {
+        let (first, to_come) = match (&args.waves[..], args.every) {
+            ([], _) => (args.percent, String::new()),
+            ([first, ..], None) => (
+                *first,
+                format!("; `tractctl rollout next {model} --group {}` opens the next wave", args.group),
+            ),
+            ([first, ..], Some(_)) => (*first, "; the other waves begin by themselves".to_owned()),
+        };
         format!(
-            "{model} {version} goes to {} % of group {} (rollout {})",
-            args.percent, args.group, published.id
+            "{model} {version} goes to {first} % of group {} (rollout {}){to_come}",
+            args.group, published.id
         )
     };
     out(&line)?;

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use jiff::Timestamp;
 use serde_json::json;
 use tractd_registry::{Action, Registry};
 
@@ -11,11 +12,12 @@ use super::registry::keys_dir;
 use crate::args::{RegistryPlace, RolloutSteer};
 use crate::print::{out, render, table};
 
-/// Pauses, resumes or aborts.
+/// Pauses, resumes, opens the next wave or aborts.
 pub(crate) fn steer(args: &RolloutSteer, action: Action) -> Result<(), Failure> {
     change(&args.change, |registry| {
         let entry = registry.steer(&args.group, &args.model, action, SystemTime::now())?;
-        Ok(format!("rollout {} ({} {}) is {}", entry.id, entry.model, entry.version, entry.state))
+        let (id, model, version, state) = (&entry.id, &entry.model, entry.version, &entry.state);
+        Ok(format!("rollout {id} ({model} {version}) is {state} at {} %", entry.share(Timestamp::now())))
     })
 }
 
@@ -26,11 +28,19 @@ pub(crate) fn status(place: &RegistryPlace) -> Result<(), Failure> {
     if place.json {
         return Ok(out(&json!({ "groups": rollouts }).to_string())?);
     }
-    let mut rows = table(&["GROUP", "MODEL", "VERSION", "STATE", "SHARE", "ROLLOUT"]);
+    let mut rows = table(&["GROUP", "MODEL", "VERSION", "STATE", "SHARE", "NEXT", "WINDOW", "ROLLOUT"]);
     for rollout in rollouts {
         for entry in rollout.entries {
-            let (version, share) = (entry.version.to_string(), format!("{} %", entry.pct));
-            rows.add_row([&rollout.group, &entry.model, &version, &entry.state, &share, &entry.id]);
+            let now = Timestamp::now();
+            let share = format!("{} %", entry.share(now));
+            let next = entry.next_wave(now).map_or_else(String::new, |wave| match wave.from {
+                Some(from) if wave.pct <= entry.pct => format!("{} % at {from}", wave.pct),
+                _ => format!("{} %", wave.pct),
+            });
+            let window = entry.window.as_ref().map_or_else(String::new, |window| format!("{window} UTC"));
+            let version = entry.version.to_string();
+            let (state, id) = (&entry.state, &entry.id);
+            rows.add_row([&rollout.group, &entry.model, &version, state, &share, &next, &window, id]);
         }
     }
     Ok(out(&render(rows, &[2, 4]))?)

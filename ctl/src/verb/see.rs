@@ -108,9 +108,9 @@ fn status_report(status: &Value) -> String {
     fact("requests", format!("{} ({})", status["requests"], replies(&status["replies"])));
     fact("updates", updates(&status["update"]));
     let mut report = vec![render(facts, &[])];
-    for warning in list(&status["update"]["warnings"]) {
-        report.push(format!("warning: {}", warning.as_str().unwrap_or_default()));
-    }
+    let certificates = list(&status["certificates"]).iter().map(|certificate| &certificate["warning"]);
+    let warnings = list(&status["update"]["warnings"]).iter().chain(certificates);
+    report.extend(warnings.filter_map(|warning| Some(format!("warning: {}", warning.as_str()?))));
     for (model, update) in status["update"]["models"].as_object().into_iter().flatten() {
         report.extend(model_update(model, update));
     }
@@ -234,6 +234,20 @@ mod tests {
              broken is failed: the graph has no input"
         );
         assert!(model_table(&json!({ "models": [] })).starts_with("no models; put one into"));
+    }
+
+    #[test]
+    fn what_will_hurt_is_warned_of() {
+        let status = json!({
+            "update": { "warnings": ["the clock is behind"] },
+            "certificates": [
+                { "kind": "client", "at": "/c.pem", "ends_unix_s": 9, "warning": "our certificate ends" },
+                { "kind": "broker", "at": "mqtts://b", "ends_unix_s": 99 },
+            ],
+        });
+        let report = status_report(&status);
+        let warned: Vec<&str> = report.lines().filter(|line| line.starts_with("warning: ")).collect();
+        assert_eq!(warned, ["warning: the clock is behind", "warning: our certificate ends"]);
     }
 
     #[test]

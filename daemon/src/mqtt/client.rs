@@ -27,6 +27,7 @@ use rumqttc::{NetworkOptions, Transport, mqttbytes, v5};
 use super::config::{Address, Settings, Version};
 use super::message::{Arrival, Message, Properties, Qos};
 use super::tls;
+use crate::certificates::Certificates;
 
 /// Longest a TCP connect with its CONNACK may take, in seconds.
 const CONNECT_S_MAX: u64 = 5;
@@ -147,10 +148,15 @@ impl Connection {
     ///
     /// # Errors
     /// The password file or one of TLS can't be read.
-    pub(super) fn open(settings: &Settings, will: &Message, forget: bool) -> Result<Connection, Loss> {
+    pub(super) fn open(
+        settings: &Settings,
+        certificates: &Certificates,
+        will: &Message,
+        forget: bool,
+    ) -> Result<Connection, Loss> {
         let password = settings.password_file.as_deref().map(read_password).transpose()?;
         let login = settings.username.as_ref().map(|user| (user.clone(), password.unwrap_or_default()));
-        let transport = transport(&settings.address)?;
+        let transport = transport(&settings.address, certificates)?;
         // Everything that can be waiting at once: replies, acknowledgements of requests, a few commands.
         let channel = usize::from(settings.inflight) + 2 * usize::from(settings.queue) + 64;
         let (client, event_loop) = match settings.version {
@@ -293,8 +299,8 @@ impl Connection {
 ///
 /// # Errors
 /// What is wrong with one of them.
-pub(super) fn look_at_files(settings: &Settings) -> Result<(), Loss> {
-    transport(&settings.address).map(drop)
+pub(super) fn look_at_files(settings: &Settings, certificates: &Certificates) -> Result<(), Loss> {
+    transport(&settings.address, certificates).map(drop)
 }
 
 fn poll(mut event_loop: EventLoop) -> Polling {
@@ -341,21 +347,21 @@ fn host_port(address: &Address) -> (&str, u16) {
     }
 }
 
-fn transport(address: &Address) -> Result<Transport, Loss> {
+fn transport(address: &Address, certificates: &Certificates) -> Result<Transport, Loss> {
     Ok(match address {
         Address::Tcp { tls: None, .. } => Transport::tcp(),
-        Address::Tcp { tls: Some(files), .. } => encrypted(files)?,
+        Address::Tcp { tls: Some(files), .. } => encrypted(files, certificates)?,
         Address::Unix { .. } => Transport::unix(),
     })
 }
 
 #[cfg(feature = "tls")]
-fn encrypted(files: &tls::Files) -> Result<Transport, Loss> {
-    Ok(Transport::tls_with_config(rumqttc::TlsConfiguration::Rustls(files.read()?)))
+fn encrypted(files: &tls::Files, certificates: &Certificates) -> Result<Transport, Loss> {
+    Ok(Transport::tls_with_config(rumqttc::TlsConfiguration::Rustls(files.read(certificates)?)))
 }
 
 #[cfg(not(feature = "tls"))]
-fn encrypted(_: &tls::Files) -> Result<Transport, Loss> {
+fn encrypted(_: &tls::Files, _: &Certificates) -> Result<Transport, Loss> {
     Err(Loss::Broken("this tractd was built without TLS".to_owned()))
 }
 

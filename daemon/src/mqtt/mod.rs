@@ -30,6 +30,7 @@ mod tls;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
@@ -38,6 +39,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use self::backoff::Backoff;
 use self::client::{Connection, Full, Loss};
 use self::room::{Effect, Event, Now, Room};
+use crate::certificates::Certificates;
 use crate::intake::{Intake, Line, Outgoing, ReplyTo};
 use crate::observe::Observer;
 
@@ -85,6 +87,7 @@ pub async fn run<T>(
         forget_session: false,
         stalled: None,
         said: None,
+        certificates: observer.certificates.clone(),
         settings,
         intake,
         replies,
@@ -107,6 +110,7 @@ enum Link {
 
 struct Shell {
     settings: Settings,
+    certificates: Arc<Certificates>,
     room: Room,
     link: Link,
     backoff: Backoff,
@@ -265,7 +269,7 @@ impl Shell {
     /// Connects anew with the files as they are now. Files that can't be used, perhaps because only one of two has been
     /// replaced so far, leave the connection alone.
     fn renew(&mut self) {
-        match client::look_at_files(&self.settings) {
+        match client::look_at_files(&self.settings, &self.certificates) {
             Ok(()) => {
                 log::info!("the files of TLS were replaced; connecting anew");
                 if let Link::Up(connection) = &mut self.link
@@ -293,7 +297,7 @@ impl Shell {
             return;
         }
         self.stamp = self.settings.address.tls().map(tls::Files::stamp);
-        match Connection::open(&self.settings, &self.room.will(), self.forget_session) {
+        match Connection::open(&self.settings, &self.certificates, &self.room.will(), self.forget_session) {
             Ok(connection) => self.link = Link::Up(Box::new(connection)),
             Err(loss) => self.lost(&loss),
         }

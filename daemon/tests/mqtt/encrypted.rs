@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 use crate::broker::wait_until;
 use crate::site::Site;
@@ -101,6 +103,69 @@ fn a_broker_of_another_authority_is_not_trusted() {
     );
     wait_until("it says why", REPLY, || site.log().contains("UnknownIssuer"));
     assert!(!site.log().contains("connected to the broker"));
+}
+
+/// A broker whose certificate is good from so many days from now until so many days from now, and a device that saw a
+/// time signed that is `floor` days from now.
+fn dated(from: i64, until: i64, floor: i64) -> (Site, String) {
+    let mut site = Site::new(5);
+    let dir = site.dir.path().to_owned();
+    let day = |days: i64| {
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        now_s.checked_add_signed(days * 24 * 3_600).unwrap()
+    };
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let epoch = date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + Duration::from_secs(day(from));
+    params.not_after = epoch + Duration::from_secs(day(until));
+    let key = KeyPair::generate().unwrap();
+    fs::write(dir.join("broker.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(dir.join("broker.key"), key.serialize_pem()).unwrap();
+    let port = Site::free_port();
+    let at = dir.display();
+    site.start_broker(&format!(
+        "listener {port} 127.0.0.1\ncertfile {at}/broker.pem\nkeyfile {at}/broker.key\n"
+    ));
+    let time_s = day(floor);
+    let none = r#"{"version":0,"keys":""}"#;
+    let floors =
+        format!(r#"{{"anchor":"","root":0,"timestamp":{none},"snapshot":{none},"time_s":{time_s}}}"#);
+    let state =
+        format!(r#"{{"schema":1,"sequence":2,"models":{{}},"blocked":[],"attempts":[],"floors":{floors}}}"#);
+    fs::create_dir_all(dir.join("state/store")).unwrap();
+    let crc32 = format!("{:08x}", crc32fast::hash(state.as_bytes()));
+    let slot = format!(r#"{{"crc32":"{crc32}","state":{state}}}"#);
+    fs::write(dir.join("state/store/state.a.json"), slot).unwrap();
+    site.start_daemon_at(&format!("mqtts://localhost:{port}"), &format!("ca_file = '{at}/broker.pem'"));
+    (site, format!("mqtts://localhost:{port}"))
+}
+
+#[test]
+fn a_brokers_certificate_is_judged_by_the_latest_time_the_device_saw_signed() {
+    // Good by the system's clock; a month ago by what is known.
+    let (site, _) = dated(-10, 10, 40);
+    wait_until("it says why", REPLY, || site.log().to_lowercase().contains("expired"));
+    assert_eq!(site.status()["certificates"].as_array().unwrap().len(), 1, "the file's alone");
+    // Not begun by either; but the clock is known to be behind.
+    let (site, _) = dated(50, 400, 40);
+    site.wait_ready();
+}
+
+#[test]
+fn certificates_that_end_soon_are_told_in_the_status() {
+    let (site, url) = dated(-50, 9, -1);
+    site.wait_ready();
+    let status = site.status();
+    let told: Vec<_> = status["certificates"].as_array().unwrap().iter().collect();
+    assert_eq!((&told[0]["kind"], &told[0]["at"]), (&"broker".into(), &url.into()), "{status}");
+    assert_eq!(told[1]["kind"], "broker-authority");
+    for certificate in told {
+        let warning = certificate["warning"].as_str().unwrap();
+        assert!(warning.contains(" ends at 20"), "{warning}");
+    }
+    let (site, _) = dated(-50, 300, -1);
+    site.wait_ready();
+    assert_eq!(site.status()["certificates"][0]["warning"], serde_json::Value::Null);
 }
 
 #[test]

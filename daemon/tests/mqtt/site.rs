@@ -147,6 +147,11 @@ impl Site {
 
     /// Requests this site's daemon has taken in, by its own count.
     pub(crate) fn requests(&self) -> u64 {
+        self.status()["requests"].as_u64().unwrap()
+    }
+
+    /// What this site's daemon says of itself on its socket.
+    pub(crate) fn status(&self) -> serde_json::Value {
         let mut stream = UnixStream::connect(self.dir.path().join("tractd.sock")).unwrap();
         let mut out = [0; wire::FRAME_HEAD_MAX];
         let length = wire::encode_query(1, &wire::Query { what: wire::What::Status }, &mut out).unwrap();
@@ -156,8 +161,7 @@ impl Site {
         let header = wire::Header::parse(&header).unwrap();
         let mut rest = vec![0; usize::from(header.head_len) + header.body_len as usize];
         stream.read_exact(&mut rest).unwrap();
-        let status: serde_json::Value = serde_json::from_slice(&rest[header.head_len.into()..]).unwrap();
-        status["requests"].as_u64().unwrap()
+        serde_json::from_slice(&rest[header.head_len.into()..]).unwrap()
     }
 
     pub(crate) fn log(&self) -> String {

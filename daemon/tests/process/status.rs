@@ -71,6 +71,7 @@ fn the_structure_is_frozen() {
             "requests": "number",
             "replies": { "ok": "number" },
             "update": { "provisioned": "bool", "enabled": "bool", "phase": "text", "warnings": [], "models": {} },
+            "certificates": [],
             "models": [{
                 "name": "text", "version": "number", "digest": "text", "signed": "bool", "state": "text",
                 "queued": "number", "replies": { "ok": "number" }, "abandoned": "number",

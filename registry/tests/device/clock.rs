@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tractd_update::source::{Access, FetchError};
 use tractd_update::verify::VerifyError;
 use tractd_update::{CheckError, Config, Device, Outcome, Roots, Store, Updater};
@@ -97,16 +97,17 @@ fn certificate(from: (u8, u8), until: (u8, u8)) -> (ServerConfig, Vec<u8>) {
     params.not_after = date_time_ymd(2026, until.0, until.1);
     let key = KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
-    let config = ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+    let config = server(vec![certificate.der().clone()], &key);
+    (config, certificate.pem().into_bytes())
+}
+
+fn server(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> ServerConfig {
+    ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    (config, certificate.pem().into_bytes())
+        .with_single_cert(chain, PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap()
 }
 
 fn check_tls(world: &World, roots: Roots, time: SystemTime) -> Result<Outcome, CheckError> {
@@ -150,4 +151,77 @@ fn tls_judges_certificates_by_the_same_floor_as_metadata() {
     let (server, pem) = certificate((11, 15), (12, 15));
     world.provision("lab", &Faulty::tls(&world.dir(), server).url);
     untrusted(&check_tls(&world, Roots::Pem(pem), UNIX_EPOCH), "expired");
+}
+
+#[test]
+fn a_certificate_that_begins_after_a_clock_that_is_behind_is_believed() {
+    let mut world = World::new();
+    world.publish(1);
+    // All a device in 1970 knows is when it was built, in November; the certificate was made anew since.
+    let (server, pem) = certificate((12, 15), (12, 31));
+    world.provision("lab", &Faulty::tls(&world.dir(), server).url);
+    let outcome = check_tls(&world, Roots::Pem(pem), UNIX_EPOCH).unwrap();
+    assert_eq!(outcome.activated[0].version, 1);
+    let seen = outcome.certificate.unwrap();
+    assert_eq!(seen.until(), "2026-12-31T00:00:00Z");
+    assert!(outcome.clock_untrusted);
+}
+
+#[test]
+fn a_certificate_that_has_not_begun_is_refused_by_a_clock_that_was_set() {
+    let mut world = World::new();
+    world.publish(1);
+    let (server, pem) = certificate((12, 15), (12, 31));
+    world.provision("lab", &Faulty::tls(&world.dir(), server).url);
+    untrusted(&check_tls(&world, Roots::Pem(pem.clone()), world.now), "not valid yet");
+    // A clock nobody set may be behind although it shows a time later than all that is known.
+    let device = Device::open(&world.state()).unwrap().unwrap();
+    let access = Access { roots: Roots::Pem(pem), clock_unset: true, ..Access::default() };
+    let config = Config { access, ..Config::default() };
+    let mut updater = Updater::new(device, Store::open(&world.state()).unwrap(), config);
+    assert_eq!(check(&mut updater, world.now).0.unwrap().activated[0].version, 1);
+}
+
+#[test]
+fn what_an_untrusted_clock_forgives_is_the_beginning_alone() {
+    let mut world = World::new();
+    world.publish(1);
+    // Of another authority, and for another name: no time helps.
+    let (server, _) = certificate((12, 15), (12, 31));
+    let (_, other) = certificate((12, 15), (12, 31));
+    world.provision("lab", &Faulty::tls(&world.dir(), server).url);
+    untrusted(&check_tls(&world, Roots::Pem(other), UNIX_EPOCH), "invalid peer certificate");
+    // It ended before the time that is known.
+    let (server, pem) = certificate((10, 1), (10, 31));
+    world.provision("lab", &Faulty::tls(&world.dir(), server).url);
+    untrusted(&check_tls(&world, Roots::Pem(pem), UNIX_EPOCH), "expired");
+    // Its issuer's, which comes with it, begins after it has ended: that long ago cannot be now.
+    let (server, pem) = chain((12, 1), (12, 10), (12, 20));
+    world.provision("lab", &Faulty::tls(&world.dir(), server).url);
+    untrusted(&check_tls(&world, Roots::Pem(pem), UNIX_EPOCH), "expired");
+}
+
+/// A server certificate for `localhost` good for these days, from an intermediate that begins on `then`; and the root's
+/// PEM.
+fn chain(from: (u8, u8), until: (u8, u8), then: (u8, u8)) -> (ServerConfig, Vec<u8>) {
+    let ca = |name: &str, begin: (u8, u8)| {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_before = date_time_ymd(2026, begin.0, begin.1);
+        params.not_after = date_time_ymd(2027, 12, 31);
+        params
+    };
+    let (root_key, middle_key, key) =
+        (KeyPair::generate().unwrap(), KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let (root, middle) = (ca("root", (1, 1)), ca("middle", then));
+    let pem = root.self_signed(&root_key).unwrap().pem();
+    let root = Issuer::from_params(&root, &root_key);
+    let middle_certificate = middle.signed_by(&middle_key, &root).unwrap();
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_before = date_time_ymd(2026, from.0, from.1);
+    params.not_after = date_time_ymd(2026, until.0, until.1);
+    let leaf = params.signed_by(&key, &Issuer::from_params(&middle, &middle_key)).unwrap();
+    let config = server(vec![leaf.der().clone(), middle_certificate.der().clone()], &key);
+    (config, pem.into_bytes())
 }

@@ -308,6 +308,7 @@ noticed! {
     the_sync_of_unpacked_files: updating(), update, Mutation::NoFileSync(".dir/");
     the_sync_of_the_unpacked_folder: updating(), update, Mutation::NoDirSync(".dir");
     the_sync_of_the_folder_of_bundles: updating(), update, Mutation::NoDirSync("/bundles");
+    the_rename_of_the_unpacked_folder: updating(), update, Mutation::CopyForRename("/bundles/");
     the_sync_of_cached_metadata: rotating(), new_keys_alone, Mutation::NoFileSync("/tuf/");
     the_sync_of_the_folder_of_metadata: rotating(), new_keys_alone, Mutation::NoDirSync("/root_history");
     the_rename_of_cached_metadata: rotating(), new_keys_alone, Mutation::CopyForRename("/tuf/");

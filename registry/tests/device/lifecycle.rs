@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::UNIX_EPOCH;
 
 use tractd_bundle::Limits;
-use tractd_registry::{Publish, Server};
+use tractd_registry::{Publish, Server, Share};
 use tractd_update::policy::ATTEMPTS_MAX;
 use tractd_update::verify::VerifyError;
 use tractd_update::{CheckError, Event, Store, StoreError};
@@ -111,7 +111,7 @@ fn a_share_of_devices_waits_and_keeps_its_bucket_when_the_share_grows() {
     let mut world = World::new();
     world.add(1);
     let publish = |world: &mut World, pct| {
-        let what = Publish { pct, ..Publish::new("digits", 1, "lab") };
+        let what = Publish { share: Share::Percent(pct), ..Publish::new("digits", 1, "lab") };
         world.registry.publish(&what, world.now).unwrap().id
     };
     let first = publish(&mut world, 0);

@@ -15,3 +15,4 @@ mod staging;
 mod stolen;
 mod support;
 mod threats;
+mod waves;

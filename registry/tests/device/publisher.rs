@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use tractd_registry::{Options, Publish, Registry, RegistryError, Server};
+use tractd_registry::{Options, Publish, Registry, RegistryError, Server, Share};
 
 use crate::support::{DAY, World, archive, december, passphrase};
 
@@ -80,7 +80,8 @@ fn only_what_is_added_can_be_published() {
     assert!(matches!(missing, RegistryError::NotAdded { version: 3, .. }));
     let group = publish(&mut world, Publish::new("digits", 2, "../lab"));
     assert!(matches!(group, RegistryError::Name { .. }));
-    let much = publish(&mut world, Publish { pct: 101, ..Publish::new("digits", 2, "lab") });
+    let much =
+        publish(&mut world, Publish { share: Share::Percent(101), ..Publish::new("digits", 2, "lab") });
     assert!(matches!(much, RegistryError::Percent(101)));
     world.add(1);
     let back = publish(&mut world, Publish::new("digits", 1, "lab"));

@@ -4,9 +4,9 @@
 
 use std::env;
 use std::process::Command;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use tractd_registry::{Action, Publish, Rotate, Server};
+use tractd_registry::{Action, Delegate, Publish, Rollout, Rotate, Server, Share};
 
 use crate::support::{World, archive};
 
@@ -60,8 +60,24 @@ fn python_tuf_accepts_the_repository_through_every_kind_of_change() {
         assert_eq!(fetch(&["rollout/lab.json", one]).lines().count(), 2, "{role}");
     }
     world.registry.revoke("root-6", world.now).unwrap();
-    world.registry.steer("lab", "words", Action::Pause, world.now).unwrap();
+    for action in [Action::Pause, Action::Resume, Action::Abort] {
+        world.registry.steer("lab", "words", action, world.now).unwrap();
+        fetch(&["rollout/lab.json", one]);
+    }
+    world.registry.delegate(&Delegate::new("video"), world.now).unwrap();
+    world.registry.refresh(world.now).unwrap();
     fetch(&["rollout/lab.json", one]);
+    let share = Share::Waves { pcts: vec![5, 25, 100], every: Some(Duration::from_secs(3_600)) };
+    let window = Some("22:00-04:00".to_owned());
+    let what = Publish { share, window, ..Publish::new("digits", 1, "lab") };
+    world.registry.publish(&what, world.now).unwrap();
+    world.registry.steer("lab", "digits", Action::Next, world.now).unwrap();
+    fetch(&["rollout/lab.json", one]);
+    let read: Rollout =
+        serde_json::from_slice(&std::fs::read(client.join("targets/rollout%2Flab.json")).unwrap()).unwrap();
+    assert_eq!(read.entries[0], world.registry.rollouts().unwrap()[0].entries[0]);
+    let waves: Vec<u8> = read.entries[0].waves.iter().map(|wave| wave.pct).collect();
+    assert_eq!((waves, read.entries[0].window.as_deref()), (vec![5, 25, 100], Some("22:00-04:00")));
     // And from the first root again, without what it kept: the whole chain at once.
     std::fs::remove_dir_all(&client).unwrap();
     fetch(&["rollout/lab.json", one, "models/audio/words/words-1.tractd.tar.zst"]);

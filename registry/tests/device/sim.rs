@@ -330,6 +330,23 @@ impl Disk {
         Ok(())
     }
 
+    /// What takes the place of a rename that is out: new content under the name, or in what has it.
+    fn copy(&mut self, node: usize, dir: usize, name: OsString, old: Option<usize>) {
+        match self.now[node].clone() {
+            Node::File(bytes) => {
+                let copy = old.inspect(|&node| self.log(Op::Truncate { node }));
+                let copy = copy.unwrap_or_else(|| self.make(dir, name, false));
+                self.log(Op::Write { node: copy, at: 0, bytes });
+            }
+            Node::Dir(entries) => {
+                let copy = self.make(dir, name, true);
+                for (name, child) in entries {
+                    self.copy(child, copy, name, None);
+                }
+            }
+        }
+    }
+
     /// Counts a change, and fails it when it is its turn.
     fn step(&mut self) -> Result<(), Trouble> {
         let step = self.steps;
@@ -419,15 +436,9 @@ impl FileSystem for Sim {
         let node = disk.find(from).ok_or(io::ErrorKind::NotFound)?;
         let ((from_dir, from_name), (dir, name)) = (disk.place(from)?, disk.place(to)?);
         let copies = |m| matches!(m, Mutation::CopyForRename(part) if to.to_string_lossy().contains(part));
-        if let (true, Node::File(bytes)) = (disk.is(copies), disk.now[node].clone()) {
-            let copy = match disk.find(to) {
-                Some(old) => {
-                    disk.log(Op::Truncate { node: old });
-                    old
-                }
-                None => disk.make(dir, name, false),
-            };
-            disk.log(Op::Write { node: copy, at: 0, bytes });
+        if disk.is(copies) {
+            let old = disk.find(to);
+            disk.copy(node, dir, name, old);
             return disk.remove(from);
         }
         disk.log(Op::Link { dir, name, node });

@@ -47,6 +47,17 @@ fn a_team_signs_what_ci_staged_and_a_person_steers_the_rollout() {
     on(&["rollout", "pause", "digits", "--group", "lab"]).ok();
     let status = on(&["rollout", "status"]).ok();
     assert!(status.contains("paused") && status.contains("5 %"), "{status}");
+    let waves = ["digits@1", "--waves", "5,25,100", "--window", "22:00-04:00", "--group", "lab"];
+    let said = on(&[&["rollout", "start"][..], &waves].concat()).ok();
+    assert!(said.starts_with("digits 1 goes to 5 % of group lab"), "{said}");
+    let said = on(&["rollout", "next", "digits", "--group", "lab"]).ok();
+    assert!(said.ends_with("is active at 25 %\n"), "{said}");
+    let status = on(&["rollout", "status"]).ok();
+    let row: Vec<&str> = status.lines().nth(1).unwrap().split_whitespace().collect();
+    let expected = ["lab", "digits", "1", "active", "25", "%", "100", "%", "22:00-04:00", "UTC"];
+    assert_eq!(row[..10], expected, "{status}");
+    let falling = on(&["rollout", "start", "digits@1", "--waves", "25,5", "--group", "lab"]);
+    assert!(falling.err.contains("must be rising shares"), "{}", falling.err);
     on(&["registry", "rotate", "timestamp"]).ok();
     on(&["registry", "revoke", "root-3"]).ok();
     let walked = tractctl(&["registry", "verify", &path]).ok();

@@ -6,6 +6,8 @@
 mod broker;
 mod machine;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::{Value, json};
 use tractd_wire::What;
 
@@ -77,12 +79,14 @@ pub(crate) fn doctor(args: &Doctor) -> Result<(), Failure> {
     let mut findings = vec![daemon(&status)];
     findings.extend(broker::look(&road));
     findings.extend(machine::certificates(road.tls));
+    findings.extend(status.iter().flat_map(|status| certificates(status, SystemTime::now())));
     findings.push(machine::clock());
     findings.push(machine::disk(&state_dir));
     findings.push(machine::processor());
     findings.push(machine::heat());
     findings.push(machine::memory(status.as_ref().ok()));
     findings.push(registry(&status));
+    findings.extend(status.iter().flat_map(warnings));
     if args.json {
         let entry =
             |f: &Finding| json!({ "subject": f.subject, "verdict": f.verdict.name(), "text": f.text });
@@ -156,6 +160,32 @@ fn registry(status: &Result<Value, String>) -> Finding {
     }
 }
 
+/// The daemon's certificates, and its servers' as it saw them last.
+fn certificates(status: &Value, now: SystemTime) -> Vec<Finding> {
+    const SUBJECT: &str = "certificate";
+    let now_s = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let finding = |certificate: &Value| {
+        let text = |key: &str| certificate[key].as_str();
+        let (at, kind) = (text("at").unwrap_or_default(), text("kind").unwrap_or_default());
+        let ends_s = certificate["ends_unix_s"].as_u64().unwrap_or_default();
+        match text("warning") {
+            Some(warning) if ends_s < now_s => Finding::wrong(SUBJECT, warning),
+            Some(warning) => Finding::advice(SUBJECT, warning),
+            None => {
+                let days = ends_s.saturating_sub(now_s) / 86_400;
+                Finding::well(SUBJECT, format!("{kind} ({at}) is good for {days} days more"))
+            }
+        }
+    };
+    status["certificates"].as_array().into_iter().flatten().map(finding).collect()
+}
+
+/// What the daemon says will hurt later.
+fn warnings(status: &Value) -> Vec<Finding> {
+    let warnings = status["update"]["warnings"].as_array().into_iter().flatten();
+    warnings.filter_map(|warning| Some(Finding::advice("updates", warning.as_str()?))).collect()
+}
+
 fn models(status: &Value) -> impl Iterator<Item = &Value> {
     status["models"].as_array().into_iter().flatten()
 }
@@ -178,6 +208,23 @@ mod tests {
         let text = "ready, but without a model: publish one or put one into its models folder";
         check(json!({ "state": "ready", "models": [] }), Verdict::Advice, text);
         assert_eq!(daemon(&Err("gone".to_owned())), Finding::wrong("daemon", "gone; is tractd running?"));
+    }
+
+    #[test]
+    fn what_the_daemon_warns_of_is_a_finding() {
+        let status = json!({
+            "update": { "warnings": ["the clock is behind"] },
+            "certificates": [
+                { "kind": "broker", "at": "mqtts://b", "ends_unix_s": 10 * 86_400 },
+                { "kind": "client", "at": "/c.pem", "ends_unix_s": 3 * 86_400, "warning": "it ends" },
+            ],
+        });
+        let on_day =
+            |days: u64| certificates(&status, UNIX_EPOCH + std::time::Duration::from_secs(days * 86_400));
+        let well = Finding::well("certificate", "broker (mqtts://b) is good for 8 days more");
+        assert_eq!(on_day(2), [well, Finding::advice("certificate", "it ends")]);
+        assert_eq!(on_day(4)[1], Finding::wrong("certificate", "it ends"));
+        assert_eq!(warnings(&status), [Finding::advice("updates", "the clock is behind")]);
     }
 
     #[test]

@@ -8,27 +8,32 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
+use tractd_update::tls;
+
 use super::Files;
+use crate::certificates::Certificates;
 use crate::mqtt::client::Loss;
 
 /// Longest file of certificates or keys read, in bytes: a system's whole list of authorities has about 250 kB.
 const PEM_BYTES_MAX: u64 = 4 << 20;
 
 impl Files {
-    /// Reads the files.
+    /// Reads the files. The broker's certificate is judged by the device's time, and remembered, in `certificates`.
     ///
     /// # Errors
     /// A file can't be read or holds nothing usable, or the key is not the certificate's.
-    pub(in crate::mqtt) fn read(&self) -> Result<Arc<ClientConfig>, Loss> {
+    pub(in crate::mqtt) fn read(&self, certificates: &Certificates) -> Result<Arc<ClientConfig>, Loss> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = tls::verifier(self.roots()?, certificates.clock(), certificates.broker());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("ring has the cipher suites of both versions")
-            .with_root_certificates(self.roots()?);
+            .dangerous()
+            .with_custom_certificate_verifier(verifier.map_err(Loss::Broken)?);
         let Some((certificate, key)) = &self.client else {
             return Ok(Arc::new(builder.with_no_client_auth()));
         };
-        let chain = certificates(certificate)?;
+        let chain = chain_of(certificate)?;
         let pem = read(key)?;
         let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| broken(key, error))?;
         let config =
@@ -47,14 +52,14 @@ impl Files {
             }
             return Ok(roots);
         };
-        for certificate in certificates(ca)? {
+        for certificate in chain_of(ca)? {
             roots.add(certificate).map_err(|error| broken(ca, error))?;
         }
         Ok(roots)
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Loss> {
+fn chain_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, Loss> {
     let pem = read(path)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let certificates = certificates.map_err(|error| broken(path, error))?;
@@ -82,7 +87,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::write(path("empty.pem"), "nothing\n").unwrap();
-        let refused = |files: &Files| match files.read() {
+        let certificates = Certificates::new(&crate::config::Config::default(), 0);
+        let refused = |files: &Files| match files.read(&certificates) {
             Err(Loss::Broken(why)) => why.replace(&dir.path().display().to_string(), ""),
             other => panic!("{other:?}"),
         };
