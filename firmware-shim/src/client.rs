@@ -256,9 +256,13 @@ impl<L: Link> Client<'_, L> {
                 Step::Done(reply)
             }
             // Not what a daemon of this version writes: the one that was asked may still answer.
-            _ => {
+            _ if left_ms > 0 => {
                 self.state = State::Waiting { since_ms: now_ms };
                 Step::Sleep(Some(self.silence_ms.min(left_ms)))
+            }
+            _ => {
+                self.state = State::Idle;
+                Step::TimedOut
             }
         }
     }

@@ -157,6 +157,21 @@ fn only_its_own_reply_ends_a_request() {
 }
 
 #[test]
+fn a_reply_nobody_can_read_does_not_prolong_a_request() {
+    let (mut replies, mut head) = ([0; 256], [0; 64]);
+    let (mut client, _) = stream(&mut replies, &mut head);
+    // A right header over a head of another version.
+    let mut unread = seven(1 << 32 | 1);
+    unread[20..].fill(0xff);
+    let mut exchange = client.start(0, &call()).unwrap();
+    poll(&mut exchange, 0);
+    exchange.on_bytes(&unread);
+    assert_eq!(poll(&mut exchange, 9_999), Said::Sleep(1));
+    exchange.on_bytes(&unread);
+    assert_eq!(poll(&mut exchange, 10_000), Said::TimedOut);
+}
+
+#[test]
 fn what_is_no_answer_is_said() {
     let (mut replies, mut head) = ([0; 80], [0; 64]);
     let (mut client, frame) = stream(&mut replies, &mut head);
