@@ -25,6 +25,7 @@ mod logging;
 mod machine;
 pub mod mqtt;
 pub mod observe;
+mod place;
 mod proofs;
 mod socket;
 mod stats;
