@@ -328,12 +328,15 @@ pub(crate) struct BenchMqtt {
     /// Topic prefix on the broker
     #[arg(long, value_name = "PREFIX", default_value = tractd_wire::topic::Prefix::DEFAULT.as_str())]
     pub(crate) prefix: String,
+    /// Hold the echo client to this processor, as `taskset` may the daemon
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(..1024))]
+    pub(crate) echo_core: Option<usize>,
 }
 
 /// What every benchmark sends.
 #[derive(Debug, Args)]
 pub(crate) struct BenchSource {
-    /// Folder of the bundle that the daemon serves too; its first golden input is sent
+    /// Folder of the bundle that the daemon serves too; its first golden input is sent, seeded noise where it has none
     #[arg(long, value_name = "DIR")]
     pub(crate) bundle: PathBuf,
     /// Send this JPEG or PNG instead

@@ -355,8 +355,8 @@ pub struct Echo {
 
 impl Echo {
     /// Connects the echoing client. It answers `reply_bytes`, whatever it is sent, so that both sides of a comparison
-    /// send as much.
-    pub fn start(road: &Road<'_>, reply_bytes: usize) -> Result<Self> {
+    /// send as much. `core` is the only processor it may run on.
+    pub fn start(road: &Road<'_>, reply_bytes: usize, core: Option<usize>) -> Result<Self> {
         let topic = format!("{}/_echo/{:08x}", road.prefix, unique());
         let (stop, stopped) = std::sync::mpsc::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
@@ -365,6 +365,11 @@ impl Echo {
         let (port, tls, listen) = (road.port, road.tls, topic.clone());
         let reply = vec![0; reply_bytes];
         let thread = std::thread::spawn(move || {
+            if let Some(core) = core {
+                let mut cores = rustix::thread::CpuSet::new();
+                cores.set(core);
+                rustix::thread::sched_setaffinity(None, &cores).context("pinning the echo client")?;
+            }
             let road =
                 Road { tls, host: &host, port, user: user.as_deref(), node: ANY_NODE, prefix: &prefix };
             let mut line = Line::open(&road)?;

@@ -5,7 +5,7 @@
 
 use crate::{
     frame::{self, RequestHead},
-    intake::{Hold, Intake, Line, Origin, Outgoing, Reply, ReplyTo},
+    intake::{Hold, Intake, Line, Origin, Outgoing, Reply, Spare},
     observe::Observer,
     updates,
 };
@@ -42,6 +42,9 @@ const HANG_UP_POLL: Duration = Duration::from_millis(20);
 /// What a client is told to wait when request bodies fill their budget, in milliseconds.
 const BUDGET_RETRY_MS: u32 = 100;
 
+/// A request this long after another connection's, in microseconds, does not compete with it.
+const APART_US: u64 = 1_000;
+
 /// What every connection shares.
 pub(crate) struct Desk {
     pub(crate) intake: Intake,
@@ -51,6 +54,30 @@ pub(crate) struct Desk {
     pub(crate) held_bytes: Arc<AtomicU64>,
     pub(crate) held_bytes_max: u64,
     pub(crate) body_bytes_max: u32,
+    pub(crate) turns: Turns,
+}
+
+/// Whether connections take turns, or one is alone. Who and when are not read together: a mistake costs a wake-up or the
+/// wait for a short run.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    connections: AtomicU64,
+    last: AtomicU64,
+    last_us: AtomicU64,
+}
+
+impl Turns {
+    /// A number for a new connection.
+    fn join(&self) -> u64 {
+        self.connections.fetch_add(1, Relaxed)
+    }
+
+    /// Notes a request; whether those just before were of the same connection.
+    fn is_alone(&self, connection: u64, now_us: u64) -> bool {
+        let last = self.last.swap(connection, Relaxed);
+        let last_us = self.last_us.swap(now_us, Relaxed);
+        last == connection || now_us.saturating_sub(last_us) > APART_US
+    }
 }
 
 /// What this connection may do.
@@ -72,7 +99,8 @@ pub(crate) async fn serve(stream: UnixStream, desk: Arc<Desk>, terms: Terms, clo
     let traffic = Traffic { unanswered: AtomicUsize::new(0), room: Notify::new() };
     let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, read);
     let mut writer = pin!(write_all(replies, write, terms.frame_timeout, &traffic));
-    let mut inbox = Inbox { desk: &desk, terms, traffic: &traffic, outgoing, owed: None };
+    let number = desk.turns.join();
+    let mut inbox = Inbox { desk: &desk, terms, number, traffic: &traffic, outgoing, owed: None };
     let end = tokio::select! {
         end = inbox.read_all(&mut reader, closing) => end,
         // The peer no longer takes replies. Dropping the channel cancels what it still waits for.
@@ -110,6 +138,8 @@ enum End {
 struct Inbox<'a> {
     desk: &'a Desk,
     terms: Terms,
+    /// Among all connections.
+    number: u64,
     traffic: &'a Traffic,
     outgoing: mpsc::UnboundedSender<(u64, Outgoing)>,
     /// Id of the frame being read, as far as it is known, until its answer is under way.
@@ -207,8 +237,10 @@ impl Inbox<'_> {
             }
         }
         let line = Line { hold: Some(hold), ..self.line(header.id) };
-        let request = head.with_body(body, Origin::Socket { uid: self.terms.uid });
-        self.desk.intake.submit_to(request, ReplyTo::Connection(line));
+        let request = head.with_body(body.into(), Origin::Socket { uid: self.terms.uid });
+        let alone = self.desk.turns.is_alone(self.number, self.desk.intake.now_us());
+        let spare = if alone && reader.buffer().is_empty() { Spare::Plenty } else { Spare::Some };
+        self.desk.intake.submit_to(request, line, spare);
         Ok(())
     }
 
@@ -344,4 +376,21 @@ async fn write_slices(write: &mut OwnedWriteHalf, mut slices: &mut [IoSlice<'_>]
         IoSlice::advance_slices(&mut slices, written);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_alone_until_another_asks_within_a_millisecond() {
+        let turns = Turns::default();
+        let (a, b) = (turns.join(), turns.join());
+        assert!(turns.is_alone(a, 10_000));
+        assert!(turns.is_alone(a, 10_001));
+        assert!(!turns.is_alone(b, 11_001));
+        assert!(!turns.is_alone(a, 12_001));
+        assert!(turns.is_alone(a, 12_002));
+        assert!(turns.is_alone(b, 13_003));
+    }
 }

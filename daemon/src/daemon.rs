@@ -4,13 +4,14 @@ use crate::{
     arguments::Arguments,
     certificates::Certificates,
     config::{self, Config},
-    connection::Desk,
+    connection::{Desk, Turns},
     fleet::{self, Fleet, Sources},
-    floor::Floor,
+    floor::{BEAT, Floor},
     gateway,
     intake::Intake,
     logging, machine, mqtt,
     observe::Observer,
+    place::{Heart, RUN_MAX},
     proofs::Proofs,
     socket::{self, Bound},
     updates::{self, Updates},
@@ -66,7 +67,9 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
         memory_bytes: config.limits.memory_bytes.unwrap_or_else(machine::models_memory_bytes),
     };
     let floor = Floor::new(limits, &config.limits);
-    let workers = Workers::start(&floor).context("starting the workers")?;
+    let mut workers = Workers::start(&floor).context("starting the workers")?;
+    // It may be inside a run, as a worker.
+    let mqtt_heart = workers.heart(RUN_MAX);
 
     let device = updates::device(&state_dir);
     let named = config.mqtt.node.clone();
@@ -94,8 +97,9 @@ pub(crate) fn run(arguments: &Arguments, mut config: Config) -> anyhow::Result<(
         .enable_all()
         .build()
         .context("starting the runtime")?;
+    let pulse = workers.pulse();
     let shell =
-        Shell { arguments, config, state_dir, node, floor: floor.clone(), observer, pulse: workers.pulse() };
+        Shell { arguments, config, state_dir, node, floor: floor.clone(), observer, pulse, mqtt_heart };
     let ended = runtime.block_on(shell.run(bound, &background, ready));
     floor.stop();
     runtime.shutdown_timeout(FAREWELL);
@@ -216,6 +220,7 @@ struct Shell<'a> {
     floor: Arc<Floor>,
     observer: Observer,
     pulse: Pulse,
+    mqtt_heart: Arc<Heart>,
 }
 
 impl Shell<'_> {
@@ -239,6 +244,7 @@ impl Shell<'_> {
             held_bytes: Arc::new(AtomicU64::new(0)),
             held_bytes_max: self.config.limits.queue_bytes,
             body_bytes_max: self.config.limits.max_body_bytes,
+            turns: Turns::default(),
         });
         let mut gateways = JoinSet::new();
         for (line, board) in self.config.gateway.iter().zip(self.observer.gateways.iter()) {
@@ -253,7 +259,7 @@ impl Shell<'_> {
             let (node, observer) = (self.node.clone(), self.observer.clone());
             let updates = background.updates.clone();
             let check = move || drop(updates.send(updates::Command::Hint));
-            anyhow::Ok(tokio::spawn(mqtt::run(settings, node, intake, observer, reloads, closes, check)))
+            self.start_mqtt(mqtt::run(settings, node, intake, observer, reloads, closes, check))
         });
         let mqtt = mqtt.transpose()?;
 
@@ -311,6 +317,29 @@ impl Shell<'_> {
             log::warn!("MQTT was cut off");
         }
         failure.map_or(Ok(()), Err)
+    }
+
+    /// Runs MQTT on a thread of its own, which takes no turns with other tasks: what a request costs there is its own
+    /// packets and, when the model is small, its own run. The receiver hears of the end.
+    fn start_mqtt(
+        &self,
+        mqtt: impl Future<Output = ()> + Send + 'static,
+    ) -> anyhow::Result<oneshot::Receiver<()>> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().context("starting MQTT")?;
+        let (floor, heart) = (self.floor.clone(), self.mqtt_heart.clone());
+        let (ended, has_ended) = oneshot::channel();
+        let body = move || {
+            runtime.spawn(async move {
+                loop {
+                    heart.beat(floor.now());
+                    tokio::time::sleep(BEAT).await;
+                }
+            });
+            runtime.block_on(mqtt);
+            let _ = ended.send(()); // nobody waits once the daemon has given up on it
+        };
+        thread::Builder::new().name("mqtt".into()).spawn(body).context("starting thread mqtt")?;
+        Ok(has_ended)
     }
 
     /// Whether the io threads run tasks and every worker's heart beats.

@@ -2,7 +2,8 @@
 
 use crate::{
     config,
-    intake::{Reply, ReplyTo, Request},
+    intake::{Payload, Reply, ReplyTo, Request, Spare},
+    place::{Heart, Place, Run},
     stats::{ModelStats, Outcomes},
     trial::{Answer, Watch},
 };
@@ -35,6 +36,13 @@ const PREPARE_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a copy of a request is worth running, in microseconds: it tells of the load it was made under.
 const COPY_DEADLINE_US: u64 = 1_000_000;
+
+/// Longest run, in microseconds, that a thread with nothing else to do takes on itself: waking a worker and being woken
+/// by it takes about a third of this, and nobody should notice that the thread was away.
+const SHORT_US: u64 = 200;
+
+/// And a thread for which more has come in: no longer than the handing over would keep it.
+const BRIEF_US: u64 = 25;
 
 /// The label under which a version on trial can be asked for.
 const CANARY: &str = "canary";
@@ -70,17 +78,10 @@ pub(crate) type Role = (Arc<Watch>, Version);
     reason = "moved once from the floor to its worker; a box would be an allocation per request"
 )]
 pub(crate) enum Task {
-    /// Run the request on `loaded`, then hand the ticket back.
-    Run {
-        slot: SlotId,
-        ticket: Ticket,
-        loaded: Arc<Loaded>,
-        pending: Pending,
-        queued_us: u64,
-        role: Option<Role>,
-    },
-    /// Models came or went: these are all there are now. Then say so with [`Floor::prepared`].
-    Prepare { generation: u64, plans: Vec<(SlotId, Arc<Plan>)> },
+    /// Carry it out.
+    Run(Run),
+    /// Models came or went: these are all there are now. Then hand the place back with [`Floor::prepared`].
+    Prepare { place: Place, generation: u64, plans: Vec<(SlotId, Arc<Plan>)> },
     /// Nothing to do; the heart may beat.
     Idle,
     /// The daemon ends.
@@ -106,6 +107,7 @@ pub(crate) struct Floor {
     /// Wakes whoever waits for workers to prepare or for the floor to be empty.
     settled: Condvar,
     changed: watch::Sender<u64>,
+    hearts: Vec<Arc<Heart>>,
 }
 
 struct State {
@@ -117,7 +119,9 @@ struct State {
     /// Why a known model is not served; what is not here either is unknown.
     absent: HashMap<String, Absent>,
     models_made: u32,
-    /// Counts changes of `slots`, and up to which of them each worker is prepared.
+    /// Places nobody runs in; the one used last is the first to be used again.
+    places: Vec<Place>,
+    /// Counts changes of `slots`, and up to which of them each place is prepared.
     generation: u64,
     prepared: Vec<u64>,
     idle_workers: usize,
@@ -147,6 +151,7 @@ pub(crate) enum Absent {
 
 impl Floor {
     pub(crate) fn new(limits: Limits, config: &config::Limits) -> Arc<Floor> {
+        let places: Vec<Place> = (0..limits.workers).map(Place::new).collect();
         Arc::new(Floor {
             start: Clock::now(),
             deadline: Duration::from_millis(config.deadline_ms.into()),
@@ -154,6 +159,7 @@ impl Floor {
             limits,
             outcomes: Outcomes::default(),
             requests: AtomicU64::new(0),
+            hearts: places.iter().map(Place::heart).collect(),
             state: Mutex::new(State {
                 scheduler: Scheduler::new(limits),
                 models: HashMap::new(),
@@ -161,6 +167,7 @@ impl Floor {
                 trials: HashMap::new(),
                 absent: HashMap::new(),
                 models_made: 0,
+                places,
                 generation: 0,
                 prepared: vec![0; limits.workers],
                 idle_workers: 0,
@@ -189,23 +196,40 @@ impl Floor {
         self.state.lock().expect("nothing panics under the lock of the floor")
     }
 
-    /// Takes a request in; its reply is sent now or later, but once.
-    pub(crate) fn submit(&self, request: Request, reply: ReplyTo) {
+    /// The hearts of all places.
+    pub(crate) fn hearts(&self) -> Vec<Arc<Heart>> {
+        self.hearts.clone()
+    }
+
+    /// Takes a request in; its reply is sent now or later, but once. What comes back is the caller's to carry out: it is
+    /// short enough for the time the caller has, and nothing waits before it.
+    #[must_use = "the request would never be answered"]
+    pub(crate) fn submit(&self, mut request: Request, reply: ReplyTo, spare: Spare) -> Option<Run> {
         self.requests.fetch_add(1, Relaxed);
         let now = self.now();
         let selector = match Selector::parse(&request.model) {
             Ok(selector) => selector,
             Err(error) => {
                 let refusal = Reply::refusal(Status::Malformed, "", format!("model: {error}"));
-                return self.answer(None, reply, refusal);
+                self.answer(None, reply, refusal);
+                return None;
             }
         };
         let mut state = self.state();
-        let found = match state.find(selector) {
+        let mut found = state.find(selector);
+        let here = found.as_ref().is_ok_and(|found| self.runs_here(&state, found, &request, spare));
+        if !here && found.is_ok() && request.payload.is_shared() {
+            drop(state);
+            request.payload.detach();
+            state = self.state();
+            found = state.find(selector);
+        }
+        let found = match found {
             Ok(found) => found,
             Err(refusal) => {
                 drop(state);
-                return self.answer(None, reply, refusal);
+                self.answer(None, reply, refusal);
+                return None;
             }
         };
         let patience = request.deadline.unwrap_or(self.deadline).min(self.deadline_max);
@@ -225,7 +249,20 @@ impl Floor {
             },
         };
         let refused = state.scheduler.submit(now, job).err();
-        let (wake_worker, wake_clock) = (refused.is_none() && state.idle_workers > 0, state.clock_is_late());
+        let next = if here && refused.is_none() { state.scheduler.next(now) } else { None };
+        match next {
+            Some(Work::Run { ticket, job, queued_us }) => {
+                return Some(state.run(ticket, job.payload, queued_us));
+            }
+            Some(Work::Expired(job)) => {
+                drop(state);
+                self.expire(job.payload);
+                return None;
+            }
+            None => {}
+        }
+        let wake_worker = refused.is_none() && state.idle_workers > 0 && !state.places.is_empty();
+        let wake_clock = state.clock_is_late();
         drop(state);
         if wake_worker {
             self.work.notify_one();
@@ -236,26 +273,42 @@ impl Floor {
         if let Some(refused) = refused {
             self.refuse(refused);
         }
+        None
     }
 
-    /// What worker number `worker` does next; waits for it up to a [`BEAT`].
-    pub(crate) fn take(&self, worker: usize) -> Task {
+    /// Whether the thread that brings a request runs it, too. Only tensors: what an image costs is known once it is
+    /// decoded. Nothing on trial: it has yet to show how long it takes.
+    fn runs_here(&self, state: &State, found: &Found, request: &Request, spare: Spare) -> bool {
+        let longest_us = match spare {
+            Spare::None => return false,
+            Spare::Some if self.limits.workers > 1 => BRIEF_US,
+            Spare::Some | Spare::Plenty => SHORT_US,
+        };
+        let usual_us = || state.scheduler.service_us(found.slot);
+        matches!(request.payload, Payload::Tensors { .. })
+            && state.scheduler.queued_in_all() == 0
+            && !state.trials.contains_key(&found.slot)
+            && state.places.last().is_some_and(|place| place.generation == state.generation)
+            && usual_us().is_some_and(|usual_us| usual_us <= longest_us)
+    }
+
+    /// What a worker does next; waits for it up to a [`BEAT`].
+    pub(crate) fn take(&self) -> Task {
         let mut state = self.state();
-        if state.prepared[worker] != state.generation {
-            let plans = state.slots.iter().map(|(slot, loaded)| (*slot, loaded.plan.clone())).collect();
-            return Task::Prepare { generation: state.generation, plans };
-        }
         let mut waited = false;
         loop {
-            match state.scheduler.next(self.now()) {
+            if let Some(place) = state.unprepared() {
+                let plans = state.slots.iter().map(|(slot, loaded)| (*slot, loaded.plan.clone())).collect();
+                return Task::Prepare { place, generation: state.generation, plans };
+            }
+            let work = if state.places.is_empty() { None } else { state.scheduler.next(self.now()) };
+            match work {
                 Some(Work::Run { ticket, job, queued_us }) => {
-                    let slot = ticket.slot();
-                    let loaded = state.slots[&slot].clone();
+                    let run = state.run(ticket, job.payload, queued_us);
                     if state.clock_is_late() {
                         self.alarm.notify_one();
                     }
-                    let role = state.trials.get(&slot).cloned();
-                    return Task::Run { slot, ticket, loaded, pending: job.payload, queued_us, role };
+                    return Task::Run(run);
                 }
                 Some(Work::Expired(job)) => {
                     drop(state);
@@ -275,18 +328,29 @@ impl Floor {
         }
     }
 
-    /// Worker number `worker` has its sessions for every model of that generation.
-    pub(crate) fn prepared(&self, worker: usize, generation: u64) {
-        self.state().prepared[worker] = generation;
+    /// Takes a place back that has its sessions for every model of its generation.
+    pub(crate) fn prepared(&self, place: Place) {
+        let mut state = self.state();
+        state.prepared[place.number] = place.generation;
+        state.places.push(place);
+        drop(state);
         self.settled.notify_all();
     }
 
-    /// Hands a ticket back after its run; `took_us` is `None` when nobody waited for it.
-    pub(crate) fn finished(&self, ticket: Ticket, took_us: Option<u64>) {
+    /// Takes place and ticket back after a run; `took_us` is `None` when nobody waited for it.
+    pub(crate) fn finished(&self, place: Place, ticket: Ticket, took_us: Option<u64>) {
         let mut state = self.state();
         state.scheduler.finished(ticket, took_us);
+        // Whoever found no place free has gone to sleep over it.
+        let wanted = place.generation != state.generation || state.scheduler.queued_in_all() > 0;
+        let wake_worker = wanted && state.idle_workers > 0;
+        state.places.push(place);
         if state.draining && state.scheduler.is_idle() {
             self.settled.notify_all();
+        }
+        drop(state);
+        if wake_worker {
+            self.work.notify_one();
         }
     }
 
@@ -648,6 +712,8 @@ impl Floor {
 struct Found {
     model: ModelId,
     pin: Option<SlotId>,
+    /// Where it runs, unless a candidate gets its share.
+    slot: SlotId,
     stats: Arc<ModelStats>,
 }
 
@@ -678,7 +744,7 @@ impl State {
                 return Err(Reply::refusal(Status::ModelNotFound, name, detail));
             }
         };
-        Ok(Found { model: model.id, pin, stats: loaded.stats.clone() })
+        Ok(Found { model: model.id, pin, slot: pin.unwrap_or(model.slot), stats: loaded.stats.clone() })
     }
 
     fn not_found(&self, name: &str) -> Reply {
@@ -715,9 +781,24 @@ impl State {
         self.scheduler.remove_slot(slot).expect("no route leads to a former slot")
     }
 
+    /// Begins a run in the place used last.
+    fn run(&mut self, ticket: Ticket, pending: Pending, queued_us: u64) -> Run {
+        let slot = ticket.slot();
+        let place = self.places.pop().expect("a run is only begun while a place is free");
+        let (loaded, role) = (self.slots[&slot].clone(), self.trials.get(&slot).cloned());
+        Run { place, slot, ticket, loaded, pending, queued_us, role }
+    }
+
+    /// A free place that lacks sessions, or has some of models that are gone.
+    fn unprepared(&mut self) -> Option<Place> {
+        let index = self.places.iter().position(|place| place.generation != self.generation)?;
+        Some(self.places.swap_remove(index))
+    }
+
     /// Whether something expires before the clock thread looks by itself, and no idle worker would see to it.
     fn clock_is_late(&self) -> bool {
-        self.idle_workers == 0 && self.scheduler.next_deadline().is_some_and(|next| next < self.alarm_at)
+        (self.idle_workers == 0 || self.places.is_empty())
+            && self.scheduler.next_deadline().is_some_and(|next| next < self.alarm_at)
     }
 }
 
@@ -728,3 +809,6 @@ fn priority(priority: tractd_wire::Priority) -> Priority {
         tractd_wire::Priority::High => Priority::High,
     }
 }
+
+#[cfg(test)]
+mod tests;

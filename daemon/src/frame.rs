@@ -4,24 +4,29 @@
 //! followed by the engine's own tensors.
 
 use crate::intake::{Origin, Payload, Reply, Request, TensorDesc};
+use bytes::Bytes;
 use std::time::Duration;
 use tractd_bundle::DType as BundleDType;
 use tractd_engine::Tensor;
 use tractd_wire::{self as wire, Content, DType, Frame, Kind, Status};
 
-/// Reads one whole request frame, as MQTT delivers it.
+/// Reads one whole request frame, as MQTT delivers it; the request shares its memory.
 ///
 /// # Errors
 /// The id as far as it could be read, and the refusal to answer with.
-pub fn read_request(frame: &[u8], body_len_max: u32, origin: Origin) -> Result<(u64, Request), (u64, Reply)> {
-    let frame = Frame::parse(frame, body_len_max)
+pub fn read_request(
+    whole: &Bytes,
+    body_len_max: u32,
+    origin: Origin,
+) -> Result<(u64, Request), (u64, Reply)> {
+    let frame = Frame::parse(whole, body_len_max)
         .map_err(|error| (error.id().unwrap_or(0), Reply::refusal(error.status(), "", error.to_string())))?;
     let id = frame.header.id;
     if frame.header.kind != Kind::Request {
         return Err((id, Reply::refusal(Status::Malformed, "", "only requests are answered here")));
     }
     let head = RequestHead::decode(frame.head, frame.header.body_len).map_err(|reply| (id, reply))?;
-    Ok((id, head.with_body(frame.body.to_vec(), origin)))
+    Ok((id, head.with_body(whole.slice_ref(frame.body), origin)))
 }
 
 /// A decoded request that still lacks its body, so that a bad head is refused before the body is read.
@@ -58,7 +63,7 @@ impl RequestHead {
     }
 
     /// The whole request.
-    pub fn with_body(self, body: Vec<u8>, origin: Origin) -> Request {
+    pub fn with_body(self, body: Bytes, origin: Origin) -> Request {
         Request {
             model: self.model,
             deadline: self.deadline,

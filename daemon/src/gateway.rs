@@ -8,8 +8,9 @@
 use crate::{
     connection::Desk,
     frame,
-    intake::{Hold, Line, Origin, Outgoing, Reply, ReplyTo, Request},
+    intake::{Hold, Line, Origin, Outgoing, Reply, Request, Spare},
 };
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serial2_tokio::SerialPort;
 use std::{
@@ -326,7 +327,11 @@ impl<'a> Gateway<'a> {
             return self.say_hello(true);
         }
         self.board.requests.fetch_add(1, Relaxed);
-        let read = frame::read_request(&self.frame[..len], self.desk.body_bytes_max, Origin::Serial);
+        let read = frame::read_request(
+            &Bytes::copy_from_slice(&self.frame[..len]),
+            self.desk.body_bytes_max,
+            Origin::Serial,
+        );
         let (id, request) = match read {
             Ok(read) => read,
             Err((id, refusal)) => return self.refuse(id, refusal),
@@ -340,7 +345,7 @@ impl<'a> Gateway<'a> {
                 self.under_way.insert(id);
                 self.unanswered += 1;
                 let line = Line { id, outgoing: self.outgoing.clone(), hold: Some(hold) };
-                self.desk.intake.submit_to(request, ReplyTo::Connection(line));
+                self.desk.intake.submit_to(request, line, Spare::Some);
             }
             Err(refusal) => self.refuse(id, refusal),
         }

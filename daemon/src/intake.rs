@@ -6,6 +6,7 @@ use crate::{
     floor::Floor,
     trial::{Answer, Watch},
 };
+use bytes::Bytes;
 use std::{
     sync::{
         Arc,
@@ -49,18 +50,32 @@ pub enum Payload {
         /// Name, type and shape of each tensor; their sizes add up to the length of `body`.
         descs: Vec<TensorDesc>,
         /// The bytes of all tensors.
-        body: Vec<u8>,
+        body: Bytes,
     },
     /// One JPEG or PNG file.
-    Media(Vec<u8>),
+    Media(Bytes),
 }
 
 impl Payload {
     /// Bytes held while the request waits.
     pub fn bytes(&self) -> u64 {
-        match self {
-            Payload::Tensors { body, .. } | Payload::Media(body) => body.len() as u64,
-        }
+        self.body().len() as u64
+    }
+
+    /// Whether the bytes are a part of a buffer others hold, too, of whatever size.
+    pub(crate) fn is_shared(&self) -> bool {
+        !self.body().is_unique()
+    }
+
+    /// Gives the bytes a buffer of their own: a queue must hold no more memory than it counts.
+    pub(crate) fn detach(&mut self) {
+        let (Payload::Tensors { body, .. } | Payload::Media(body)) = self;
+        *body = Bytes::copy_from_slice(body);
+    }
+
+    fn body(&self) -> &Bytes {
+        let (Payload::Tensors { body, .. } | Payload::Media(body)) = self;
+        body
     }
 }
 
@@ -73,6 +88,17 @@ pub struct TensorDesc {
     pub dtype: DType,
     /// Row-major shape.
     pub shape: Vec<u32>,
+}
+
+/// How much of its time the thread that brings a request may spend on running it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spare {
+    /// Nothing: the run is somebody else's.
+    None,
+    /// Little: more has come in already.
+    Some,
+    /// As much as others don't notice: nothing else is there to do.
+    Plenty,
 }
 
 /// Which transport a request came by.
@@ -225,7 +251,7 @@ impl Intake {
     /// receiver cancels it, unless it already runs.
     pub fn submit(&self, request: Request) -> oneshot::Receiver<Reply> {
         let (sender, receiver) = oneshot::channel();
-        self.floor.submit(request, ReplyTo::Once(sender));
+        self.hand_in(request, ReplyTo::Once(sender), Spare::None);
         receiver
     }
 
@@ -234,13 +260,24 @@ impl Intake {
         self.floor.outcomes.count(status);
     }
 
+    /// Microseconds since the start.
+    pub(crate) fn now_us(&self) -> u64 {
+        self.floor.now().0
+    }
+
     /// What a client that asks too much is told to wait, in milliseconds.
     pub(crate) fn retry_after_ms(&self) -> u32 {
         self.floor.retry_after_ms()
     }
 
-    /// Hands in a request whose reply goes to a connection's channel under `id`.
-    pub(crate) fn submit_to(&self, request: Request, reply: ReplyTo) {
-        self.floor.submit(request, reply);
+    /// Hands in a request whose reply goes to a connection's channel, and runs it at once if it is short.
+    pub(crate) fn submit_to(&self, request: Request, line: Line, spare: Spare) {
+        self.hand_in(request, ReplyTo::Connection(line), spare);
+    }
+
+    fn hand_in(&self, request: Request, reply: ReplyTo, spare: Spare) {
+        if let Some(run) = self.floor.submit(request, reply, spare) {
+            run.carry_out(&self.floor);
+        }
     }
 }

@@ -27,6 +27,7 @@ mod machine;
 mod metered;
 pub mod mqtt;
 pub mod observe;
+mod place;
 mod proofs;
 mod socket;
 mod stats;

@@ -55,7 +55,7 @@ struct Model<T> {
 #[derive(Debug)]
 struct Slot {
     peak_bytes: u64,
-    /// Moving average of the time one run takes.
+    /// Moving average of the time one run takes; 0 before anything is known.
     service_us: u64,
     running: usize,
     state: SlotState,
@@ -99,7 +99,8 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Takes memory for one loaded version. `service_us` is what one run is expected to take until it is measured.
+    /// Takes memory for one loaded version. `service_us` is what one run is expected to take until it is measured;
+    /// 0 where nobody knows.
     ///
     /// # Errors
     /// When its peak does not fit beside the others', those being removed included.
@@ -250,7 +251,8 @@ impl<T> Scheduler<T> {
         let slot = self.slots.get_mut(&ticket.slot).expect("a slot outlives its running jobs");
         slot.running -= 1;
         if let Some(took_us) = took_us {
-            slot.service_us = (slot.service_us.saturating_mul(7).saturating_add(took_us)) / 8;
+            let known_us = if slot.service_us == 0 { took_us } else { slot.service_us };
+            slot.service_us = (known_us.saturating_mul(7).saturating_add(took_us) / 8).max(1);
         }
         self.free_if_done(ticket.slot);
     }
@@ -262,6 +264,11 @@ impl<T> Scheduler<T> {
             crashed.state = SlotState::Quarantined;
         }
         self.take_everywhere(|route, pin| pin.unwrap_or(route.stable) == slot)
+    }
+
+    /// What a run on a slot is expected to take, in microseconds, from those before; `None` before anything is known.
+    pub fn service_us(&self, slot: SlotId) -> Option<u64> {
+        self.slots.get(&slot).map(|slot| slot.service_us).filter(|known_us| *known_us > 0)
     }
 
     /// Whether a slot is quarantined.
@@ -297,6 +304,11 @@ impl<T> Scheduler<T> {
             running: self.running,
             memory_bytes: self.slots.values().map(|slot| slot.peak_bytes).sum(),
         }
+    }
+
+    /// Jobs queued over all models.
+    pub fn queued_in_all(&self) -> usize {
+        self.deadlines.len()
     }
 
     /// Jobs queued for one model.

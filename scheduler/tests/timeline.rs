@@ -284,3 +284,22 @@ fn a_run_that_nobody_waited_for_costs_its_model_nothing() {
     s.finished(ticket, None);
     assert_eq!((first, run(&mut s, 0).1), (1, 2));
 }
+
+#[test]
+fn what_a_run_takes_is_known_once_one_has_run() {
+    let (mut s, _) = scheduler(LIMITS, &[]);
+    let slot = s.add_slot(100, 0).unwrap();
+    s.set_route(A, Route::to(slot)).unwrap();
+    assert_eq!(s.service_us(slot), None);
+    let mut known_after = |took_us| {
+        s.submit(Instant(0), job(A, 1)).unwrap();
+        let (ticket, _) = run(&mut s, 0);
+        s.finished(ticket, took_us);
+        s.service_us(slot)
+    };
+    assert_eq!(known_after(None), None, "it was not run after all");
+    assert_eq!(known_after(Some(800)), Some(800), "the first counts whole");
+    assert_eq!(known_after(Some(1_600)), Some(900), "the others an eighth");
+    // Faster than the clock tells, and yet not unknown.
+    assert_eq!((0..100).map(|_| known_after(Some(0))).last(), Some(Some(1)));
+}

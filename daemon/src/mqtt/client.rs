@@ -126,13 +126,21 @@ enum Packet {
     WroteDisconnect,
 }
 
-type Polling = Pin<Box<dyn Future<Output = (EventLoop, Result<Packet, Loss>)> + Send>>;
+type Polling = Pin<Box<dyn Future<Output = Polled> + Send>>;
+
+struct Polled {
+    event_loop: EventLoop,
+    packet: Result<Packet, Loss>,
+    /// Another publish was read with it.
+    behind: bool,
+}
 
 /// One connection, from CONNECT to its end.
 pub(super) struct Connection {
     client: Client,
     /// None once the connection is over.
     polling: Option<Polling>,
+    behind: bool,
     /// What was still to be told when the connection ended, and why it did.
     remains: VecDeque<Packet>,
     loss: Option<Loss>,
@@ -171,15 +179,29 @@ impl Connection {
         };
         let polling = Some(poll(event_loop));
         let (unsent, unacked) = (VecDeque::new(), HashMap::new());
-        Ok(Connection { client, polling, remains: VecDeque::new(), loss: None, unsent, unacked })
+        Ok(Connection {
+            client,
+            polling,
+            behind: false,
+            remains: VecDeque::new(),
+            loss: None,
+            unsent,
+            unacked,
+        })
+    }
+
+    /// Whether publishes have been read that [`next`](Connection::next) has not given out.
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind
     }
 
     /// The next event. Safe to drop and call again; never returns once the connection is over.
     pub(super) async fn next(&mut self) -> Event {
         if let Some(polling) = &mut self.polling {
-            let (event_loop, result) = polling.await;
+            let Polled { event_loop, packet, behind } = polling.await;
             self.polling = None;
-            match result {
+            self.behind = behind;
+            match packet {
                 Ok(Packet::WroteDisconnect) => return Event::Closed,
                 Ok(packet) => {
                     self.polling = Some(poll(event_loop));
@@ -305,17 +327,22 @@ pub(super) fn look_at_files(settings: &Settings, certificates: &Certificates) ->
 
 fn poll(mut event_loop: EventLoop) -> Polling {
     Box::pin(async move {
-        let result = match &mut event_loop {
-            EventLoop::V4(event_loop) => match event_loop.poll().await {
-                Ok(event) => Ok(packet_v4(event)),
-                Err(error) => Err(loss_v4(error)),
-            },
-            EventLoop::V5(event_loop) => match event_loop.poll().await {
-                Ok(event) => Ok(packet_v5(event)),
-                Err(error) => Err(loss_v5(error)),
-            },
+        let (packet, behind) = match &mut event_loop {
+            EventLoop::V4(event_loop) => {
+                let packet = event_loop.poll().await.map(packet_v4).map_err(loss_v4);
+                let publish = |event: &rumqttc::Event| {
+                    matches!(event, rumqttc::Event::Incoming(rumqttc::Packet::Publish(_)))
+                };
+                (packet, event_loop.state.events.iter().any(publish))
+            }
+            EventLoop::V5(event_loop) => {
+                let packet = event_loop.poll().await.map(packet_v5).map_err(loss_v5);
+                let publish =
+                    |event: &v5::Event| matches!(event, v5::Event::Incoming(packet5::Packet::Publish(_)));
+                (packet, event_loop.state.events.iter().any(publish))
+            }
         };
-        (event_loop, result)
+        Polled { event_loop, packet, behind }
     })
 }
 
@@ -513,7 +540,8 @@ fn arrival_v5(publish: packet5::Publish) -> Packet {
     let token = (publish.qos != v5::mqttbytes::QoS::AtMostOnce).then_some(Token(publish.pkid));
     let properties = publish.properties.map_or_else(Properties::default, |p| Properties {
         response_topic: p.response_topic,
-        correlation: p.correlation_data,
+        // Remembered for longer than the packet, so not as a part of the buffer it was read into.
+        correlation: p.correlation_data.map(|data| Bytes::copy_from_slice(&data)),
         expiry_s: p.message_expiry_interval,
         content_type: p.content_type,
         user: p.user_properties,

@@ -170,7 +170,7 @@ impl Exchange {
                 if body.id.is_some() {
                     address.encoding = Encoding::Json { id: body.id };
                 }
-                let Request { model, origin, .. } = bare(Payload::Media(Vec::new()));
+                let Request { model, origin, .. } = bare(Payload::Media(Bytes::new()));
                 let (priority, payload, want) = (body.priority, body.payload, body.want);
                 Ok((Request { model, deadline, priority, payload, want, origin }, body_id))
             }
@@ -288,7 +288,7 @@ fn lies_under(mailbox: &str, topic: &str) -> bool {
 }
 
 /// An image is what its first bytes say; a content type that says otherwise is a mistake worth hearing of.
-fn media(payload: &[u8], content_type: Option<&str>) -> Result<Payload, json::Refusal> {
+fn media(payload: &Bytes, content_type: Option<&str>) -> Result<Payload, json::Refusal> {
     let unsupported = |detail: String| Err((Status::UnsupportedType, detail));
     let kind = if payload.starts_with(&[0xff, 0xd8, 0xff]) {
         "image/jpeg"
@@ -302,7 +302,7 @@ fn media(payload: &[u8], content_type: Option<&str>) -> Result<Payload, json::Re
         Some(named) if named == kind || named == "application/octet-stream" => {}
         Some(named) => return unsupported(format!("the content type is {named:?}, the payload {kind}")),
     }
-    Ok(Payload::Media(payload.to_vec()))
+    Ok(Payload::Media(payload.clone()))
 }
 
 /// The id of a frame, as far as its header can be read, so that even a refusal echoes it.
@@ -416,7 +416,7 @@ mod tests {
     fn each_format_becomes_the_same_kind_of_request() {
         let tensors = Payload::Tensors {
             descs: vec![TensorDesc { name: "x".to_owned(), dtype: DType::U8, shape: vec![2] }],
-            body: vec![7, 8],
+            body: vec![7, 8].into(),
         };
         let json = accepted(&arrival("n1/req/digits@7/json/cam", br#"{"inputs":{"x":[7,8]}}"#));
         let postcard = accepted(&arrival("n1/req/digits@7/postcard/cam", &frame(9, "digits@7")));
@@ -424,7 +424,7 @@ mod tests {
         for (ask, payload, deadline_ms) in [
             (json, tensors.clone(), None),
             (postcard, tensors, Some(80)),
-            (raw, Payload::Media(PNG.to_vec()), None),
+            (raw, Payload::Media(Bytes::from_static(PNG)), None),
         ] {
             assert_eq!(ask.request.model, "digits@7");
             assert_eq!(ask.request.payload, payload);

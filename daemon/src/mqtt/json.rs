@@ -100,9 +100,10 @@ pub(super) fn read(model: &str, payload: &[u8], types: Types<'_>) -> Result<Body
     }
     let payload = match (written.inputs, written.image_base64) {
         (Some(inputs), None) => tensors(model, inputs, types)?,
-        (None, Some(image)) => Payload::Media(
-            STANDARD.decode(&image).map_err(|error| malformed(format!("image_base64: {error}")))?,
-        ),
+        (None, Some(image)) => {
+            let image = STANDARD.decode(&image);
+            Payload::Media(image.map_err(|error| malformed(format!("image_base64: {error}")))?.into())
+        }
         _ => return Err(malformed("give either inputs or image_base64".to_owned())),
     };
     let length = written.deadline_ms.filter(|&ms| ms > 0).map(|ms| Duration::from_millis(ms.into()));
@@ -145,7 +146,7 @@ fn tensors(model: &str, inputs: BTreeMap<String, Input>, types: Types<'_>) -> Re
             .map_err(|what| (Status::InvalidInput, format!("input {name:?}: {what}")))?;
         descs.push(TensorDesc { name, dtype, shape: input.shape });
     }
-    Ok(Payload::Tensors { descs, body })
+    Ok(Payload::Tensors { descs, body: body.into() })
 }
 
 fn append(body: &mut Vec<u8>, dtype: DType, values: &[f64]) -> Result<(), String> {
@@ -510,7 +511,7 @@ mod tests {
 
     fn one(name: &str, dtype: DType, shape: &[u32], body: &[u8]) -> Payload {
         let desc = TensorDesc { name: name.to_owned(), dtype, shape: shape.to_vec() };
-        Payload::Tensors { descs: vec![desc], body: body.to_vec() }
+        Payload::Tensors { descs: vec![desc], body: body.to_vec().into() }
     }
 
     fn bytes(values: &[f32]) -> Vec<u8> {
@@ -561,7 +562,7 @@ mod tests {
     #[test]
     fn an_image_is_taken_as_base64() {
         let body = read_f32(r#"{"image_base64":"iVBORw==","id":7}"#).unwrap();
-        assert_eq!(body.payload, Payload::Media(b"\x89PNG".to_vec()));
+        assert_eq!(body.payload, Payload::Media(b"\x89PNG"[..].into()));
         assert_eq!(body.id, Some(Id::Number(7)));
     }
 

@@ -40,7 +40,7 @@ use self::backoff::Backoff;
 use self::client::{Connection, Full, Loss};
 use self::room::{Effect, Event, Now, Room};
 use crate::certificates::Certificates;
-use crate::intake::{Intake, Line, Outgoing, ReplyTo};
+use crate::intake::{Intake, Line, Outgoing, Request, Spare};
 use crate::observe::Observer;
 
 pub use config::{Config, Settings};
@@ -91,9 +91,10 @@ pub async fn run<T>(
         settings,
         intake,
         replies,
+        replied,
         check_updates: Box::new(check_updates),
     };
-    shell.run(observer, replied, reloads, shutdown).await;
+    shell.run(observer, reloads, shutdown).await;
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -132,7 +133,9 @@ struct Shell {
     /// The state last logged, so that a broker that stays away is mentioned once and not at every attempt.
     said: Option<Said>,
     intake: Intake,
+    /// Replies on their way back from wherever they were made. No longer than [`room`] has jobs in hand.
     replies: mpsc::UnboundedSender<(u64, Outgoing)>,
+    replied: mpsc::UnboundedReceiver<(u64, Outgoing)>,
     check_updates: Box<dyn Fn() + Send>,
 }
 
@@ -140,7 +143,6 @@ impl Shell {
     async fn run<T>(
         mut self,
         observer: Observer,
-        mut replied: mpsc::UnboundedReceiver<(u64, Outgoing)>,
         mut reloads: watch::Receiver<T>,
         mut shutdown: watch::Receiver<bool>,
     ) {
@@ -156,7 +158,7 @@ impl Shell {
         loop {
             let event = tokio::select! {
                 event = self.link.next() => Event::Link(event),
-                Some((job, Outgoing::Reply(reply))) = replied.recv() => Event::Reply { job, reply },
+                Some((job, Outgoing::Reply(reply))) = self.replied.recv() => Event::Reply { job, reply },
                 alive = changed.changed(), if models_watched => {
                     models_watched = alive.is_ok();
                     Event::Models(observer.models())
@@ -171,17 +173,17 @@ impl Shell {
             };
             self.step(event);
         }
-        self.farewell(replied).await;
+        self.farewell().await;
     }
 
     /// Finishes what is in hand and says goodbye, as far as there is somebody to say it to.
-    async fn farewell(&mut self, mut replied: mpsc::UnboundedReceiver<(u64, Outgoing)>) {
+    async fn farewell(&mut self) {
         let deadline = Instant::now() + FAREWELL;
         self.step(Event::Drain);
         while self.room.is_connected() {
             let event = tokio::select! {
                 event = self.link.next() => Event::Link(event),
-                Some((job, Outgoing::Reply(reply))) = replied.recv() => Event::Reply { job, reply },
+                Some((job, Outgoing::Reply(reply))) = self.replied.recv() => Event::Reply { job, reply },
                 () = sleep_until(deadline) => {
                     log::warn!("the broker did not take our farewell in {} s", FAREWELL.as_secs());
                     return;
@@ -306,8 +308,7 @@ impl Shell {
     fn carry_out(&mut self) {
         while let Some(effect) = self.stalled.take().or_else(|| self.room.effect()) {
             if let Effect::Submit(job, request) = effect {
-                let line = Line { id: job, outgoing: self.replies.clone(), hold: None };
-                self.intake.submit_to(request, ReplyTo::Connection(line));
+                self.submit(job, request);
                 continue;
             }
             if effect == Effect::CheckUpdates {
@@ -326,6 +327,19 @@ impl Shell {
             if done == Err(Full) {
                 self.stalled = Some(effect);
                 return;
+            }
+        }
+    }
+
+    /// Hands a request in. What ran here is answered already; one such run is made per turn of the loop, whose other
+    /// branches have their chance in between.
+    fn submit(&mut self, job: u64, request: Request) {
+        let line = Line { id: job, outgoing: self.replies.clone(), hold: None };
+        let behind = matches!(&self.link, Link::Up(connection) if connection.is_behind());
+        self.intake.submit_to(request, line, if behind { Spare::Some } else { Spare::Plenty });
+        while let Ok((job, outgoing)) = self.replied.try_recv() {
+            if let Outgoing::Reply(reply) = outgoing {
+                self.room.handle(self.now(), Event::Reply { job, reply });
             }
         }
     }

@@ -50,10 +50,10 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
 
     let tensors = match given {
         Some(tensors) => tensors,
-        None if bundle.manifest.as_ref().is_some_and(|manifest| !manifest.golden.is_empty()) => {
-            golden_input(&bundle)?
-        }
-        None => noise(plan.inputs())?,
+        None => match golden_input(&bundle)? {
+            Some(tensors) => tensors,
+            None => noise(plan.inputs())?,
+        },
     };
     let views: Vec<_> = tensors
         .iter()
@@ -139,7 +139,7 @@ fn read_input(path: &Path) -> anyhow::Result<Vec<Tensor>> {
 }
 
 /// Values that any model takes: floats between -1 and 1, bytes of all kinds, 0 or 1 where wider integers may be indices.
-fn noise(inputs: &[InputSpec]) -> Result<Vec<Tensor>, Failure> {
+pub(super) fn noise(inputs: &[InputSpec]) -> Result<Vec<Tensor>, Failure> {
     let mut state = NOISE_SEED;
     let mut next = || {
         // Knuth's MMIX generator; its upper bits are the good ones.

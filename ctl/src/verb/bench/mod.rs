@@ -36,12 +36,15 @@ struct Subject {
 }
 
 impl Subject {
-    /// The picture named, else the bundle's first golden input.
+    /// The picture named, else the bundle's first golden input, else seeded noise.
     fn of(source: &BenchSource) -> Result<Self, Failure> {
         let bundle = Bundle::open(&source.bundle, &Limits::default())?;
         let input = match &source.image {
             Some(path) => Input::Media(std::fs::read(path)?),
-            None => Input::Tensors(golden_input(&bundle)?),
+            None => Input::Tensors(match golden_input(&bundle)? {
+                Some(tensors) => tensors,
+                None => engine::noise(Plan::load(&bundle, &PlanOptions::default())?.inputs())?,
+            }),
         };
         Ok(Self { bundle, input })
     }
@@ -76,11 +79,9 @@ impl Subject {
     }
 }
 
-fn golden_input(bundle: &Bundle) -> Result<Vec<Tensor>, Failure> {
+fn golden_input(bundle: &Bundle) -> Result<Option<Vec<Tensor>>, Failure> {
     let golden = bundle.manifest.as_ref().and_then(|manifest| Some((manifest, manifest.golden.first()?)));
-    let Some((manifest, golden)) = golden else {
-        return Err(Failure::Usage("the bundle has no golden input; name a picture with --image".into()));
-    };
+    let Some((manifest, golden)) = golden else { return Ok(None) };
     let mut tensors = Vec::new();
     for (spec, file) in manifest.inputs.iter().zip(&golden.inputs) {
         let spec = &spec.tensor;
@@ -89,7 +90,7 @@ fn golden_input(bundle: &Bundle) -> Result<Vec<Tensor>, Failure> {
             .ok_or_else(|| anyhow::anyhow!("{file}: the wire has no {}", spec.dtype.name()))?;
         tensors.push(Tensor { name: spec.name.clone(), dtype, shape, data: bundle.golden(file)? });
     }
-    Ok(tensors)
+    Ok(Some(tensors))
 }
 
 /// A session on the bundle, in this process.

@@ -36,7 +36,7 @@ pub(super) fn mqtt(args: &BenchMqtt) -> Result<(), Failure> {
     let mut line = Line::open(&road)?;
     let to_daemon = line.request_topic(&request.model, Format::Postcard)?;
     let reply_bytes = line.exchange(&to_daemon, payload.clone(), PATIENCE)?.len();
-    let echo = Echo::start(&road, reply_bytes)?;
+    let echo = Echo::start(&road, reply_bytes, args.echo_core)?;
 
     let (mut bare, mut served) = (Side::default(), Side::default());
     let (mut outside, mut inside) = (Samples::default(), Samples::default());
