@@ -115,11 +115,11 @@ impl Bundle {
         let text = std::str::from_utf8(&manifest)
             .map_err(|_| ManifestError::Syntax("the file is not UTF-8".to_owned()))?;
         let manifest = Manifest::parse(text)?;
-        check_model(place, dir, limits)?;
+        let model = read_model(place, dir, limits)?;
         for golden in &manifest.golden {
             check_golden(place, dir, &manifest, golden)?;
         }
-        let digest = digest(place, dir, manifest.files().into_iter(), limits)?;
+        let digest = digest(place, dir, manifest.files().into_iter(), &model, limits)?;
         Ok(Bundle {
             dir: dir.to_owned(),
             digest,
@@ -132,12 +132,13 @@ impl Bundle {
     }
 
     fn open_bare(dir: &Path, limits: &Limits) -> Result<Bundle, OpenError> {
-        check_model(&Disk, dir, limits)?;
+        let model = read_model(&Disk, dir, limits)?;
         let labels = dir.join(BARE_LABELS_FILE).exists().then(|| BARE_LABELS_FILE.to_owned());
         let (name, version) =
             bare_identity(dir).ok_or_else(|| OpenError::BarePath { dir: dir.to_owned() })?;
         // Sorted: "labels.txt" stands before "model.onnx".
-        let digest = digest(&Disk, dir, labels.as_deref().into_iter().chain([MODEL_FILE]), limits)?;
+        let files = labels.as_deref().into_iter().chain([MODEL_FILE]);
+        let digest = digest(&Disk, dir, files, &model, limits)?;
         Ok(Bundle {
             dir: dir.to_owned(),
             manifest: None,
@@ -201,10 +202,14 @@ fn bare_identity(dir: &Path) -> Option<(String, u64)> {
     (version > 0 && version.to_string() == text && is_model_name(name)).then(|| (name.to_owned(), version))
 }
 
-fn check_model(place: &dyn Place, dir: &Path, limits: &Limits) -> Result<(), OpenError> {
+/// The model file, checked.
+fn read_model(place: &dyn Place, dir: &Path, limits: &Limits) -> Result<Vec<u8>, OpenError> {
     let path = dir.join(MODEL_FILE);
     match read_limited(place, &path, limits.file_bytes()) {
-        Ok(Some(model)) => Ok(onnx::check_self_contained(&model)?),
+        Ok(Some(model)) => {
+            onnx::check_self_contained(&model)?;
+            Ok(model)
+        }
         Ok(None) => Err(too_large(MODEL_FILE, limits.file_bytes())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(OpenError::NoModel { dir: dir.to_owned() })
@@ -238,17 +243,24 @@ fn golden_len(spec: &TensorSpec, golden: &GoldenSpec) -> u64 {
         .expect("Manifest::parse checked every golden vector's free dimensions and sizes")
 }
 
+/// Over these files. The model is not read a second time: what was checked is what is hashed.
 fn digest<'a>(
     place: &dyn Place,
     dir: &Path,
     files: impl Iterator<Item = &'a str>,
+    model: &[u8],
     limits: &Limits,
 ) -> Result<Digest, OpenError> {
     let mut tar = tarball::Writer::new(io::sink());
     let (mut count, mut total) = (0, 0u64);
     for file in files {
         let path = dir.join(file);
-        let size = append(place, &mut tar, &path, file, limits, &mut |_| ())?;
+        let size = if file == MODEL_FILE {
+            tar.bytes(file, model).map_err(|source| OpenError::Io { path, source })?;
+            model.len() as u64
+        } else {
+            append(place, &mut tar, &path, file, limits, &mut |_| ())?
+        };
         count += 1;
         total = total.saturating_add(size);
         if count > limits.files {

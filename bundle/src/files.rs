@@ -61,8 +61,8 @@ pub(crate) fn check_path(path: &str, len_max: usize) -> Result<(), PathProblem> 
 
 /// Reads a regular file whole, or `None` where it is larger than `bytes_max`.
 pub(crate) fn read_limited(place: &dyn Place, path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
-    let (file, _) = place.open(path)?;
-    let mut bytes = Vec::new();
+    let (file, len) = place.open(path)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(len.min(bytes_max)).unwrap_or(0));
     file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 <= bytes_max).then_some(bytes))
 }

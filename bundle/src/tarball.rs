@@ -144,6 +144,14 @@ impl<W: Write> Writer<W> {
         self.put(padding(size))
     }
 
+    /// Appends one file that is in memory, as [`Writer::file`] does.
+    pub(crate) fn bytes(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
+        let size = content.len() as u64;
+        self.put(&header(path, size))?;
+        self.put(content)?;
+        self.put(padding(size))
+    }
+
     /// Ends the archive.
     pub(crate) fn finish(mut self) -> io::Result<(W, Digest)> {
         self.put(&TRAILER)?;

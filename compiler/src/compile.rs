@@ -72,7 +72,7 @@ pub(crate) fn compile_with_specs(
     model: &ModelProto,
     shapes: &[(&str, &[usize])],
     options: &Options,
-) -> Result<(Compiled, Vec<ProgramSpec>), CompileError> {
+) -> Result<(Compiled, Vec<ProgramSpec<'static>>), CompileError> {
     let graph = Graph::new(model)?;
     let shapes = Shapes::new(&graph, shapes)?;
     let mut banned = HashMap::new();
@@ -101,7 +101,7 @@ fn left_to_tract(
     graph: &Graph<'_>,
     shapes: &Shapes,
     why: &str,
-) -> Result<(Compiled, Vec<ProgramSpec>), CompileError> {
+) -> Result<(Compiled, Vec<ProgramSpec<'static>>), CompileError> {
     let all = (0..graph.nodes.len()).map(|id| (id, why.to_owned()));
     let cut = Cut::new(graph, shapes, &all.collect())?;
     Ok(cut.finish(model, graph, shapes, vec![]))
@@ -178,7 +178,7 @@ impl Cut {
         graph: &Graph<'_>,
         shapes: &Shapes,
         programs: Vec<Program>,
-    ) -> (Compiled, Vec<ProgramSpec>) {
+    ) -> (Compiled, Vec<ProgramSpec<'static>>) {
         let Cut { folded, regions, moved, lowered } = self;
         let mut steps: HashMap<usize, Place> = HashMap::new();
         let mut packed = Vec::with_capacity(lowered.len());

@@ -150,7 +150,7 @@ impl Fuse<'_> {
         buffer: BufferId,
         op: OpId,
         output: BufferId,
-        with: impl FnOnce(&mut tractd_kernels::ConvSpec),
+        with: impl FnOnce(&mut tractd_kernels::ConvSpec<'_>),
     ) {
         let writer = self.ir.buffer(buffer).writer;
         let mut kind = std::mem::replace(&mut self.ir.ops[writer].kind, Kind::Gone);

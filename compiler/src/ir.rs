@@ -37,7 +37,7 @@ pub(crate) enum Kind {
     /// A constant operand, in the order ONNX has it.
     Constant { order: Order, bytes: Vec<u8> },
     /// A step of the kernels between buffers; the ids are [`Ir::buffers`]'.
-    Step(StepSpec),
+    Step(StepSpec<'static>),
     /// Several copies into one buffer.
     Concat(Vec<CopySpec>),
     /// Softmax to a float tensor of tract's or the caller's; it writes no buffer.
@@ -123,7 +123,7 @@ impl Kind {
     }
 }
 
-fn step_reads(step: &StepSpec) -> Vec<BufferId> {
+fn step_reads(step: &StepSpec<'_>) -> Vec<BufferId> {
     match step {
         StepSpec::Conv(s) => {
             [s.input].into_iter().chain(s.residual.as_ref().map(|residual| residual.buffer)).collect()
@@ -142,7 +142,7 @@ fn step_reads(step: &StepSpec) -> Vec<BufferId> {
 }
 
 /// Renumbers all buffers of a step.
-pub(crate) fn renumber(step: &mut StepSpec, to: &mut impl FnMut(BufferId) -> BufferId) {
+pub(crate) fn renumber(step: &mut StepSpec<'_>, to: &mut impl FnMut(BufferId) -> BufferId) {
     let mut each = |ids: &mut [&mut BufferId]| ids.iter_mut().for_each(|id| **id = to(**id));
     match step {
         StepSpec::Conv(s) => {

@@ -35,7 +35,7 @@ pub(crate) enum Feed {
 
 /// A region, not yet packed.
 pub(crate) struct Lowered {
-    pub(crate) spec: ProgramSpec,
+    pub(crate) spec: ProgramSpec<'static>,
     /// As the spec's inputs.
     pub(crate) feeds: Vec<Feed>,
     /// As the spec's outputs.
@@ -124,7 +124,7 @@ impl Lower<'_> {
         }
     }
 
-    fn push(&mut self, step: StepSpec, op: OpId) {
+    fn push(&mut self, step: StepSpec<'static>, op: OpId) {
         self.region.spec.steps.push(step);
         self.region.ops.push(op);
     }

@@ -15,7 +15,7 @@ use crate::{CompileError, Region, Report, Whole};
 
 #[derive(Serialize)]
 struct StoredRef<'a> {
-    spec: &'a ProgramSpec,
+    spec: &'a ProgramSpec<'a>,
     feeds: &'a [Feed],
     ports: &'a [Port],
     inputs: &'a [usize],
@@ -25,8 +25,9 @@ struct StoredRef<'a> {
 
 /// As [`StoredRef`].
 #[derive(Deserialize)]
-struct Stored {
-    spec: ProgramSpec,
+struct Stored<'a> {
+    #[serde(borrow)]
+    spec: ProgramSpec<'a>,
     /// As the spec's inputs.
     feeds: Vec<Feed>,
     /// As the spec's outputs.
@@ -67,7 +68,7 @@ pub fn compile_and_store(
 /// What [`compile_and_store`] made, packed anew. The bytes are not trusted: `None` for any that describe no sound program
 /// with fitting inputs and outputs. Whether they are of the wanted graph, the caller has to know.
 pub fn restore(bytes: &[u8], tier: Tier) -> Option<Compiled> {
-    let (stored, rest) = postcard::take_from_bytes::<Stored>(bytes).ok()?;
+    let (stored, rest) = postcard::take_from_bytes::<Stored<'_>>(bytes).ok()?;
     let fit = rest.is_empty()
         && stored.feeds.len() == stored.spec.inputs.len()
         && stored.feeds.iter().zip(&stored.spec.inputs).all(|(feed, external)| feed_fits(feed, external))

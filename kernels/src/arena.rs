@@ -1,32 +1,30 @@
 //! The working memory of a session.
 
+use std::ops::Range;
+
 /// Bytes of one cache line, and the alignment of arenas and packed weights.
 const LINE: usize = 64;
 
-/// One cache line: makes a `Vec` of them aligned without any unsafe allocation.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; LINE]);
-
 /// Zeroed bytes, 64-byte aligned.
 pub(crate) struct Aligned {
-    lines: Vec<Line>,
-    len: usize,
+    /// Never grown, so that it stays where it is. Of bytes: the allocator has zeroed ones, which need not be written.
+    memory: Vec<u8>,
+    used: Range<usize>,
 }
 
 impl Aligned {
     pub(crate) fn zeroed(len: usize) -> Aligned {
-        Aligned { lines: vec![Line([0; LINE]); len.div_ceil(LINE)], len }
+        let memory = vec![0; len + LINE - 1];
+        let start = memory.as_ptr().addr().wrapping_neg() % LINE;
+        Aligned { memory, used: start..start + len }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: `Line` is 64 bytes without padding, so the lines are as many initialised bytes; `len` is within them.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        &self.memory[self.used.clone()]
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and the borrow of self is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        &mut self.memory[self.used.clone()]
     }
 }
 
@@ -38,12 +36,12 @@ pub struct Arena {
 impl Arena {
     /// Bytes held.
     pub fn len(&self) -> usize {
-        self.memory.len
+        self.memory.used.len()
     }
 
     /// Whether no bytes are held, which no program's arena does.
     pub fn is_empty(&self) -> bool {
-        self.memory.len == 0
+        self.memory.used.is_empty()
     }
 }
 

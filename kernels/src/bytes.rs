@@ -6,6 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 type Table = Box<[u8; 256]>;
 
 pub(crate) mod signed {
+    use std::borrow::Cow;
+
     use super::*;
 
     pub(crate) fn serialize<S: Serializer>(values: &[i8], to: S) -> Result<S::Ok, S::Error> {
@@ -13,9 +15,12 @@ pub(crate) mod signed {
         to.serialize_bytes(&bytes)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<i8>, D::Error> {
-        let bytes = <&[u8]>::deserialize(from)?;
-        Ok(bytes.iter().map(|&byte| byte as i8).collect())
+    /// Borrowed: a model's weights would be copied at every load.
+    pub(crate) fn deserialize<'de: 'a, 'a, D: Deserializer<'de>>(from: D) -> Result<Cow<'a, [i8]>, D::Error> {
+        let bytes = <&'a [u8]>::deserialize(from)?;
+        // SAFETY: the same memory for the same time; i8 has the size and alignment of u8, and takes any bits.
+        let values = unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<i8>(), bytes.len()) };
+        Ok(Cow::Borrowed(values))
     }
 }
 

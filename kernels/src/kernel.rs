@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::Tier;
 use crate::step::{
     Add, AveragePool, Conv, Copy, Depthwise, Dequantize, Load, MaxPool, Mul, Quantize, Softmax, Store, Table,
+    Weights,
 };
 
 /// What a step runs on. The arena has the size the program was checked for, and so has each external tensor.
@@ -35,7 +36,7 @@ pub(crate) struct Kernels {
     pub(crate) dequantize: fn(Dequantize) -> Kernel,
     pub(crate) load: fn(Load) -> Kernel,
     pub(crate) store: fn(Store) -> Kernel,
-    pub(crate) conv: fn(Conv) -> Kernel,
+    pub(crate) conv: fn(Conv<Weights<'_>>) -> Kernel,
     pub(crate) depthwise: fn(Depthwise) -> Kernel,
     pub(crate) max_pool: fn(MaxPool) -> Kernel,
     pub(crate) average_pool: fn(AveragePool) -> Kernel,

@@ -6,7 +6,7 @@ use crate::kernel::{Kernel, Kernels};
 use crate::layout::{Border, SLACK, View};
 use crate::plan::{Interval, place};
 use crate::spec::*;
-use crate::step::{self, Requant, Residual, SoftmaxOutput, Sum, inside};
+use crate::step::{self, Requant, Residual, SoftmaxOutput, Sum, Weights, inside};
 use crate::{ProgramError, ProgramSpec};
 
 /// Factors outside of this range are no quantisation a network was trained or calibrated with, and would leave the range in
@@ -27,7 +27,10 @@ pub(crate) struct Lowered {
 }
 
 /// Bytes of the arena, and its steps.
-pub(crate) fn lower(spec: &ProgramSpec, kernels: &Kernels) -> Result<(usize, Vec<Lowered>), ProgramError> {
+pub(crate) fn lower(
+    spec: &ProgramSpec<'_>,
+    kernels: &Kernels,
+) -> Result<(usize, Vec<Lowered>), ProgramError> {
     if spec.steps.len() > STEPS_MAX || spec.buffers.len() > STEPS_MAX {
         return Err(ProgramError::TooManySteps);
     }
@@ -89,7 +92,7 @@ pub(crate) fn lower(spec: &ProgramSpec, kernels: &Kernels) -> Result<(usize, Vec
     Ok((total + SLACK, steps))
 }
 
-fn check_shapes(spec: &ProgramSpec) -> Result<(), ProgramError> {
+fn check_shapes(spec: &ProgramSpec<'_>) -> Result<(), ProgramError> {
     let buffers = spec.buffers.iter().map(|b| [b.height, b.width, b.channels]);
     let externals = spec.inputs.iter().chain(&spec.outputs).map(|e| [e.height, e.width, e.channels]);
     for shape in buffers.chain(externals) {
@@ -108,7 +111,7 @@ fn check_shapes(spec: &ProgramSpec) -> Result<(), ProgramError> {
 }
 
 /// Pixels around its input that a convolution reads.
-fn conv_border(spec: &ProgramSpec, conv: &ConvSpec) -> Result<Border, Reason> {
+fn conv_border(spec: &ProgramSpec<'_>, conv: &ConvSpec<'_>) -> Result<Border, Reason> {
     let input = spec.buffers[conv.input.0];
     let output = spec.buffers.get(conv.output.0).ok_or("a buffer that does not exist")?;
     check_window(&conv.window)?;
@@ -144,7 +147,7 @@ fn check_window(window: &Window) -> Result<(), Reason> {
 }
 
 fn place_buffers(
-    spec: &ProgramSpec,
+    spec: &ProgramSpec<'_>,
     lives: &[Option<Interval>],
     borders: &[Border],
 ) -> Result<(Vec<View>, usize), ProgramError> {
@@ -167,13 +170,13 @@ fn first_written(lives: &[Option<Interval>], id: usize) -> bool {
 }
 
 struct Lower<'a> {
-    spec: &'a ProgramSpec,
+    spec: &'a ProgramSpec<'a>,
     views: &'a [View],
     kernels: &'a Kernels,
 }
 
 impl Lower<'_> {
-    fn step(&self, step: &StepSpec) -> Result<Lowered, Reason> {
+    fn step(&self, step: &StepSpec<'_>) -> Result<Lowered, Reason> {
         let kernels = self.kernels;
         let (kind, kernel, rows, macs) = match step {
             StepSpec::Quantize(s) => {
@@ -317,10 +320,10 @@ impl Lower<'_> {
         same_shape(&b, &output).map(|()| (a, b, output))
     }
 
-    fn conv(&self, s: &ConvSpec) -> Result<Lowered, Reason> {
+    fn conv(&self, s: &ConvSpec<'_>) -> Result<Lowered, Reason> {
         let (input, output) = (self.views[s.input.0], self.views[s.output.0]);
         let channels = Channels::new(s, input.channels, output.channels)?;
-        let Folded { weights, bias, magnitudes } = channels.fold(s, input.zero_point)?;
+        let Folded { mut weights, bias, magnitudes } = channels.fold(s, input.zero_point)?;
         let multipliers =
             per_channel(&s.multipliers, output.channels).ok_or("a wrong number of multipliers")?;
         if multipliers.iter().any(|&multiplier| factor(multiplier).is_err()) {
@@ -346,7 +349,7 @@ impl Lower<'_> {
         let macs =
             (output.height * output.width * output.channels) as u64 * (channels.taps * channels.depth) as u64;
         if s.groups > 1 && channels.depth == 1 && input.channels == output.channels {
-            let weights = by_tap(&weights, output.channels);
+            let weights = by_tap(&weights.all(), output.channels);
             let depthwise = step::Depthwise {
                 base,
                 step,
@@ -366,7 +369,14 @@ impl Lower<'_> {
         }
         let taps = (0..kernel[0]).flat_map(|ky| (0..kernel[1]).map(move |kx| (ky, kx)));
         let taps: Vec<usize> = taps.map(|(ky, kx)| ky * tap_step[0] + kx * tap_step[1]).collect();
-        let (taps, depth, weights) = merge_taps(taps, channels.depth, weights, s.groups, input.pixel);
+        let run = tap_run(&taps, channels.depth, s.groups, input.pixel);
+        let (taps, depth) = match run {
+            1 => (taps, channels.depth),
+            _ => {
+                weights.pixel = input.pixel;
+                (taps.into_iter().step_by(run).collect(), run * input.pixel)
+            }
+        };
         let conv = step::Conv {
             base,
             step,
@@ -409,7 +419,7 @@ struct Channels {
 }
 
 impl Channels {
-    fn new(s: &ConvSpec, inputs: usize, outputs: usize) -> Result<Channels, Reason> {
+    fn new(s: &ConvSpec<'_>, inputs: usize, outputs: usize) -> Result<Channels, Reason> {
         if s.groups == 0 || !inputs.is_multiple_of(s.groups) || !outputs.is_multiple_of(s.groups) {
             return Err("groups that do not divide the channels");
         }
@@ -427,7 +437,7 @@ impl Channels {
         self.taps * self.depth
     }
 
-    fn fold(&self, s: &ConvSpec, zero_point: u8) -> Result<Folded, Reason> {
+    fn fold<'w>(&self, s: &'w ConvSpec<'_>, zero_point: u8) -> Result<Folded<'w>, Reason> {
         let zero_points = match s.weight_zero_points.is_empty() {
             true => vec![0; self.outputs],
             false => per_channel(&s.weight_zero_points, self.outputs)
@@ -440,33 +450,27 @@ impl Channels {
         if bias.len() != self.outputs {
             return Err("a wrong number of biases");
         }
-        let mut folded = vec![0i16; s.weights.len()];
         let mut magnitudes = Vec::with_capacity(self.outputs);
-        let rows = s.weights.chunks_exact(self.row()).zip(folded.chunks_exact_mut(self.row()));
-        for ((from, to), (bias, zero)) in rows.zip(bias.iter_mut().zip(zero_points)) {
-            let less = |(to, &w): (&mut i16, &i8)| *to = i16::from(w) - i16::from(zero);
-            match self.taps {
-                // A plain loop becomes vectors.
-                1 => to.iter_mut().zip(from).for_each(less),
-                taps => to.chunks_exact_mut(self.depth).enumerate().for_each(|(tap, to)| {
-                    to.iter_mut().zip(from[tap..].iter().step_by(taps)).for_each(less);
-                }),
-            }
-            let (sum, magnitude) = extent(to);
+        let mut extremes = (0, 0);
+        let rows = s.weights.chunks_exact(self.row());
+        for (row, (bias, &zero)) in rows.zip(bias.iter_mut().zip(&zero_points)) {
+            let Extent { sum, magnitude, least, greatest } = extent(row, i16::from(zero));
+            extremes = (least.min(extremes.0), greatest.max(extremes.1));
             if i64::from(*bias).abs() + 255 * magnitude > i64::from(i32::MAX) {
                 return Err("sums that could overflow 32 bits");
             }
             *bias = (i64::from(*bias) - i64::from(zero_point) * sum) as i32;
             magnitudes.push(i64::from(*bias).abs() + 255 * magnitude);
         }
-        Ok(Folded { weights: folded, bias, magnitudes })
+        let (taps, depth) = (self.taps, self.depth);
+        let weights = Weights { values: &s.weights, zero_points, taps, depth, pixel: depth, extremes };
+        Ok(Folded { weights, bias, magnitudes })
     }
 }
 
-/// The weights and biases of a convolution with its zero points folded in.
-struct Folded {
-    /// `[c_out][tap][depth]`
-    weights: Vec<i16>,
+/// The weights and biases of a convolution, its zero points folded in.
+struct Folded<'w> {
+    weights: Weights<'w>,
     /// By output channel.
     bias: Vec<i32>,
     /// What no sum exceeds, by output channel.
@@ -479,27 +483,35 @@ fn saturates(magnitudes: &[i64], multipliers: &[f32]) -> bool {
     magnitudes.iter().zip(multipliers).any(|(&sum, &multiplier)| sum as f64 * f64::from(multiplier) > SAFE)
 }
 
-/// Sum of weights, and of their magnitudes.
-fn extent(weights: &[i16]) -> (i64, i64) {
-    // 2^15 weights of at most 255 stay far inside i32, in which the loops are vectors.
-    weights.chunks(1 << 15).fold((0, 0), |(sum, magnitude), part| {
-        let own: i32 = part.iter().map(|&w| i32::from(w)).sum();
-        let size: i32 = part.iter().map(|&w| i32::from(w.unsigned_abs())).sum();
-        (sum + i64::from(own), magnitude + i64::from(size))
+/// What a row of weights comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Extent {
+    sum: i64,
+    /// The sum of magnitudes.
+    magnitude: i64,
+    least: i16,
+    greatest: i16,
+}
+
+fn extent(row: &[i8], zero_point: i16) -> Extent {
+    let all = Extent { sum: 0, magnitude: 0, least: i16::MAX, greatest: i16::MIN };
+    // 128 weights of at most 255 fit i16, in which the loops are vectors: this reads all of a model's at every load.
+    row.chunks(128).fold(all, |all, part| {
+        let weights = part.iter().map(|&w| i16::from(w) - zero_point);
+        Extent {
+            sum: all.sum + i64::from(weights.clone().sum::<i16>()),
+            magnitude: all.magnitude + i64::from(weights.clone().map(i16::abs).sum::<i16>()),
+            least: weights.clone().fold(all.least, i16::min),
+            greatest: weights.fold(all.greatest, i16::max),
+        }
     })
 }
 
-/// Joins the taps of each kernel row where their bytes follow one another: it fills the multiplications of a stem with few
-/// channels, and shortens loops. Bytes between pixels get zero weights, which pays only where they are few.
-fn merge_taps(
-    taps: Vec<usize>,
-    depth: usize,
-    weights: Vec<i16>,
-    groups: usize,
-    pixel: usize,
-) -> (Vec<usize>, usize, Vec<i16>) {
+/// How many taps of a kernel row can be joined to one, where their bytes follow one another: it fills the multiplications of
+/// a stem with few channels, and shortens loops. Bytes between pixels get zero weights, which pays only where they are few.
+fn tap_run(taps: &[usize], depth: usize, groups: usize, pixel: usize) -> usize {
     if groups != 1 || (depth != pixel && pixel > 4) {
-        return (taps, depth, weights);
+        return 1;
     }
     let mut run = 1;
     while run < taps.len() && taps[run] == taps[run - 1] + pixel {
@@ -507,19 +519,7 @@ fn merge_taps(
     }
     let regular = taps.len().is_multiple_of(run)
         && taps.chunks_exact(run).all(|row| row.windows(2).all(|pair| pair[1] == pair[0] + pixel));
-    if run == 1 || !regular {
-        return (taps, depth, weights);
-    }
-    let merged = if depth == pixel {
-        weights
-    } else {
-        let mut merged = vec![0; weights.len() / depth * pixel];
-        for (from, to) in weights.chunks_exact(depth).zip(merged.chunks_exact_mut(pixel)) {
-            to[..depth].copy_from_slice(from);
-        }
-        merged
-    };
-    (taps.into_iter().step_by(run).collect(), run * pixel, merged)
+    if regular { run } else { 1 }
 }
 
 /// `[channel][tap]` to `[tap][channel]`.
@@ -583,7 +583,7 @@ fn exp_table(scale: f32) -> Box<[f32; 256]> {
     Box::new(std::array::from_fn(|distance| (-(distance as f64) * f64::from(scale)).exp() as f32))
 }
 
-impl StepSpec {
+impl StepSpec<'_> {
     /// The buffers a step reads.
     fn reads(&self) -> impl Iterator<Item = BufferId> {
         let (one, two) = match self {

@@ -1,7 +1,7 @@
 //! Weights of convolutions in the order in which tiles of four-byte dot products read them.
 
 use crate::arena::Aligned;
-use crate::step::Conv;
+use crate::step::{Conv, Weights};
 
 /// Output channels that one tile computes together, and the input channels they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +44,8 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    pub(crate) fn new(conv: &Conv, shape: Shape) -> Packed {
-        let passes = passes(&conv.weights);
+    pub(crate) fn new(conv: &Conv<Weights<'_>>, shape: Shape) -> Packed {
+        let passes = passes_within(conv.weights.extremes);
         let (blocks, bytes) = blocks(conv, shape, passes);
         let lanes: usize = blocks.iter().map(|block| block.vectors * shape.lanes).sum();
         let mut packed = Packed {
@@ -66,22 +66,31 @@ impl Packed {
     }
 
     /// The usual case, in the order of the packed bytes: all weights pass here at every load.
-    fn fill_dense(&mut self, conv: &Conv, shape: Shape, block: Block) {
+    fn fill_dense(&mut self, conv: &Conv<Weights<'_>>, shape: Shape, block: Block) {
         let width = block.vectors * shape.lanes;
         let channels = width.min(conv.bias.len() - block.channel);
         let row = conv.taps.len() * conv.depth;
         let lanes: Vec<usize> = (0..channels).map(|c| (shape.lane)(block.vectors, c)).collect();
-        let rows = &conv.weights[block.channel * row..][..channels * row];
         let weights = &mut self.weights.bytes_mut()[block.weights..];
+        let mut together = vec![0; TOGETHER.min(channels) * row];
         // A few rows at a time: they may be a multiple of the cache's sets apart.
-        for (rows, lanes) in rows.chunks(TOGETHER * row).zip(lanes.chunks(TOGETHER)) {
+        for (at, lanes) in lanes.chunks(TOGETHER).enumerate() {
+            let rows = &mut together[..lanes.len() * row];
+            for (c, to) in (block.channel + at * TOGETHER..).zip(rows.chunks_exact_mut(row)) {
+                // They fit.
+                conv.weights.row(c, to, |w| w as u8);
+            }
             let mut quads = weights.chunks_exact_mut(width * 4);
             for tap in 0..conv.taps.len() {
                 for (k, to) in (0..conv.depth).step_by(4).zip(&mut quads) {
                     let from = tap * conv.depth + k;
                     let depth = (conv.depth - k).min(4);
                     for (row, &lane) in rows.chunks_exact(row).zip(lanes) {
-                        to[lane * 4..lane * 4 + 4].copy_from_slice(&bytes(&row[from..from + depth]));
+                        let four = &mut to[lane * 4..lane * 4 + 4];
+                        match row[from..from + depth].first_chunk::<4>() {
+                            Some(bytes) => four.copy_from_slice(bytes),
+                            None => four[..depth].copy_from_slice(&row[from..from + depth]),
+                        }
                     }
                 }
             }
@@ -92,11 +101,12 @@ impl Packed {
         }
     }
 
-    fn fill(&mut self, conv: &Conv, shape: Shape, block: Block, passes: usize) {
+    fn fill(&mut self, conv: &Conv<Weights<'_>>, shape: Shape, block: Block, passes: usize) {
         let outputs = conv.bias.len();
         let (group, taps) = (outputs / conv.groups, conv.taps.len());
         let width = block.vectors * shape.lanes;
         let weights = &mut self.weights.bytes_mut()[block.weights..];
+        let mut row = vec![0; taps * conv.depth];
         for c in 0..width.min(outputs - block.channel) {
             let channel = block.channel + c;
             let lane = (shape.lane)(block.vectors, c);
@@ -104,7 +114,7 @@ impl Packed {
             self.multipliers[block.factors + lane] = conv.multipliers[channel];
             // Input channels of this group, relative to the block's first.
             let depth = channel / group * conv.depth - block.depth;
-            let row = &conv.weights[channel * taps * conv.depth..][..taps * conv.depth];
+            conv.weights.row(channel, &mut row, |w| w);
             for pass in 0..passes {
                 for (tap, from) in row.chunks_exact(conv.depth).enumerate() {
                     let tap = (pass * taps + tap) * block.quads;
@@ -125,20 +135,14 @@ impl Packed {
 /// Channels packed together.
 const TOGETHER: usize = 16;
 
-/// Up to four weights that fit i8.
-#[inline(always)]
-fn bytes(weights: &[i16]) -> [u8; 4] {
-    match *weights {
-        [a, b, c, d] => [a as u8, b as u8, c as u8, d as u8],
-        _ => std::array::from_fn(|k| weights.get(k).map_or(0, |&w| w as u8)),
-    }
-}
-
 /// How many i8 weights add up to the greatest: 1 unless zero points widen them.
 pub(crate) fn passes(weights: &[i16]) -> usize {
-    // Extremes of words become vectors on every tier, counts do not: this reads all weights at every load.
-    let (low, high) = weights.iter().fold((0, 0), |(low, high), &w| (w.min(low), w.max(high)));
-    match (low, high) {
+    passes_within(weights.iter().fold((0, 0), |(low, high), &w| (w.min(low), w.max(high))))
+}
+
+/// The same by the extremes alone, which are to hold 0.
+fn passes_within(extremes: (i16, i16)) -> usize {
+    match extremes {
         (_, 255..) => 3,
         (-128.., ..=127) => 1,
         _ => 2,
@@ -152,7 +156,7 @@ pub(crate) fn part(weight: i16, pass: usize) -> i8 {
 }
 
 /// Blocks of about equal width, and the bytes of their weights.
-fn blocks(conv: &Conv, shape: Shape, passes: usize) -> (Vec<Block>, usize) {
+fn blocks<W>(conv: &Conv<W>, shape: Shape, passes: usize) -> (Vec<Block>, usize) {
     let outputs = conv.bias.len();
     let vectors = outputs.div_ceil(shape.lanes);
     let split = |most: usize| {

@@ -31,7 +31,7 @@ impl Program {
     /// # Errors
     /// [`ProgramError`] when a size, an order of steps or a scale is wrong, a layer's sums could overflow 32 bits, a limit is
     /// exceeded, or this machine cannot run the tier.
-    pub fn new(spec: &ProgramSpec, tier: Tier) -> Result<Program, ProgramError> {
+    pub fn new(spec: &ProgramSpec<'_>, tier: Tier) -> Result<Program, ProgramError> {
         let kernels = kernels(tier).ok_or(ProgramError::TierUnavailable(tier))?;
         let (arena_bytes, steps) = lower(spec, kernels)?;
         Ok(Program { tier, arena_bytes, inputs: spec.inputs.clone(), outputs: spec.outputs.clone(), steps })

@@ -1,5 +1,7 @@
 //! What a compiler writes: the un-packed description of a program.
 
+use std::borrow::Cow;
+
 /// Largest height or width of a tensor: keeps products with strides far from overflow on 32-bit machines.
 pub const EXTENT_MAX: usize = 1 << 16;
 /// Most channels of a tensor: room for the largest vocabulary.
@@ -16,7 +18,7 @@ pub const FACTOR_MAX: usize = 1 << 12;
 /// A whole program: buffers, and steps in the order they run.
 #[derive(Clone, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct ProgramSpec {
+pub struct ProgramSpec<'a> {
     /// Tensors outside of the arena that a run reads.
     pub inputs: Vec<External>,
     /// Tensors outside of the arena that a run writes, each by exactly one step.
@@ -24,10 +26,11 @@ pub struct ProgramSpec {
     /// The u8 tensors between steps. Where they lie is `Program::new`'s business.
     pub buffers: Vec<BufferSpec>,
     /// Each buffer is written (by one step, or by several [`CopySpec`]s) before it is read.
-    pub steps: Vec<StepSpec>,
+    #[cfg_attr(feature = "serde", serde(borrow))]
+    pub steps: Vec<StepSpec<'a>>,
 }
 
-impl ProgramSpec {
+impl ProgramSpec<'_> {
     /// Adds a buffer of `[height, width, channels]` with this zero point.
     pub fn buffer(&mut self, height: usize, width: usize, channels: usize, zero_point: u8) -> BufferId {
         self.buffers.push(BufferSpec { height, width, channels, zero_point });
@@ -129,12 +132,12 @@ impl Default for Clamp {
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[allow(missing_docs, reason = "each variant's struct is documented")]
-pub enum StepSpec {
+pub enum StepSpec<'a> {
     Quantize(QuantizeSpec),
     Dequantize(DequantizeSpec),
     Load(LoadSpec),
     Store(StoreSpec),
-    Conv(ConvSpec),
+    Conv(#[cfg_attr(feature = "serde", serde(borrow))] ConvSpec<'a>),
     MaxPool(MaxPoolSpec),
     AveragePool(AveragePoolSpec),
     Add(AddSpec),
@@ -215,7 +218,7 @@ impl Window {
 /// over `[H, W, C]` (then ONNX's flattened `[O, C·H·W]` weights are already in the order wanted here).
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct ConvSpec {
+pub struct ConvSpec<'a> {
     /// Read; padded with its zero point.
     pub input: BufferId,
     /// Written; its size decides how many windows there are (in floor mode, padded ends included).
@@ -225,8 +228,9 @@ pub struct ConvSpec {
     /// Divides both channel counts; depthwise when equal to the input's.
     pub groups: usize,
     /// `[c_out, c_in / groups, kernel height, kernel width]`, ONNX's OIHW. (u8 weights: take 128 off them and their zero points.)
-    #[cfg_attr(feature = "serde", serde(with = "crate::bytes::signed"))]
-    pub weights: Vec<i8>,
+    /// Read from bytes, they stay where these lie.
+    #[cfg_attr(feature = "serde", serde(borrow, with = "crate::bytes::signed"))]
+    pub weights: Cow<'a, [i8]>,
     /// Empty (all zero), one, or one per output channel.
     pub weight_zero_points: Vec<i8>,
     /// Empty (all zero) or one per output channel, in units of input scale × weight scale.

@@ -67,14 +67,14 @@ pub(crate) struct Residual {
 /// Output pixel `(y, x)` reads, for each tap `t`, the `depth` bytes from `base + y * step[0] + x * step[1] + taps[t]`, in
 /// group `g` from `g * depth` on.
 #[derive(Clone, Debug)]
-pub(crate) struct Conv {
+pub(crate) struct Conv<W = Vec<i16>> {
     pub(crate) base: usize,
     pub(crate) step: [usize; 2],
     pub(crate) taps: Vec<usize>,
     pub(crate) depth: usize,
     pub(crate) groups: usize,
     /// `[c_out][tap][depth]`, weight zero point taken off: −255..=255.
-    pub(crate) weights: Vec<i16>,
+    pub(crate) weights: W,
     /// Per output channel, with `−zx·Σw` folded in.
     pub(crate) bias: Vec<i32>,
     /// Per output channel.
@@ -89,6 +89,77 @@ pub(crate) struct Conv {
     pub(crate) residual: Option<Residual>,
     pub(crate) table: Option<Box<[u8; 256]>>,
     pub(crate) output: View,
+}
+
+impl Conv<Weights<'_>> {
+    /// With weights of its own.
+    pub(crate) fn whole(self) -> Conv {
+        Conv {
+            weights: self.weights.all(),
+            base: self.base,
+            step: self.step,
+            taps: self.taps,
+            depth: self.depth,
+            groups: self.groups,
+            bias: self.bias,
+            multipliers: self.multipliers,
+            requant: self.requant,
+            saturates: self.saturates,
+            residual: self.residual,
+            table: self.table,
+            output: self.output,
+        }
+    }
+}
+
+/// The weights of a convolution where the description has them. All of a model's pass here at every load, so a tier that can
+/// takes a few rows at a time, and no memory is filled with them in between.
+#[derive(Clone, Debug)]
+pub(crate) struct Weights<'w> {
+    /// `[c_out][depth][tap]`
+    pub(crate) values: &'w [i8],
+    /// By output channel.
+    pub(crate) zero_points: Vec<i8>,
+    pub(crate) taps: usize,
+    pub(crate) depth: usize,
+    /// Elements from one tap of a row to the next: more than `depth` where zeros stand between pixels.
+    pub(crate) pixel: usize,
+    /// The least and the greatest weight, zero points taken off, or 0.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "the tier that packs by rows is x86-64's")
+    )]
+    pub(crate) extremes: (i16, i16),
+}
+
+impl Weights<'_> {
+    /// Elements of a row, `[tap][pixel]`.
+    pub(crate) fn row_len(&self) -> usize {
+        self.taps * self.pixel
+    }
+
+    /// Output channel `c`'s row, its elements made by `of`.
+    #[inline(always)]
+    pub(crate) fn row<T: Default + std::marker::Copy>(&self, c: usize, row: &mut [T], of: impl Fn(i16) -> T) {
+        let values = &self.values[c * self.taps * self.depth..][..self.taps * self.depth];
+        let zero_point = i16::from(self.zero_points[c]);
+        let element = |(to, &w): (&mut T, &i8)| *to = of(i16::from(w) - zero_point);
+        if self.taps == 1 {
+            // A plain loop becomes vectors.
+            return row.iter_mut().zip(values).for_each(element);
+        }
+        for (tap, to) in row.chunks_exact_mut(self.pixel).enumerate() {
+            to.iter_mut().zip(values[tap..].iter().step_by(self.taps)).for_each(element);
+            to[self.depth..].fill(T::default());
+        }
+    }
+
+    /// `[c_out][tap][pixel]`
+    pub(crate) fn all(&self) -> Vec<i16> {
+        let mut all = vec![0; self.zero_points.len() * self.row_len()];
+        all.chunks_exact_mut(self.row_len()).enumerate().for_each(|(c, row)| self.row(c, row, |w| w));
+        all
+    }
 }
 
 /// As [`Conv`], with one input channel per output channel.

@@ -7,7 +7,7 @@ use generate::{Case, Rng};
 use tractd_kernels::*;
 
 /// A valid program: 4×4×8 → 3×3 convolution → 4×4×8.
-fn valid() -> ProgramSpec {
+fn valid() -> ProgramSpec<'static> {
     let mut spec = ProgramSpec::default();
     let external = External { element: Element::U8, layout: Layout::Nhwc, height: 4, width: 4, channels: 8 };
     spec.inputs.push(external);
@@ -19,7 +19,7 @@ fn valid() -> ProgramSpec {
         output,
         window: Window { pad: [1, 1], ..Window::square(3, 1) },
         groups: 1,
-        weights: vec![1; 8 * 8 * 9],
+        weights: vec![1; 8 * 8 * 9].into(),
         weight_zero_points: vec![],
         bias: vec![],
         multipliers: vec![0.1],
@@ -33,14 +33,14 @@ fn valid() -> ProgramSpec {
 }
 
 /// What a changed program is refused with.
-fn refused(change: impl FnOnce(&mut ProgramSpec)) -> ProgramError {
+fn refused(change: impl FnOnce(&mut ProgramSpec<'_>)) -> ProgramError {
     let mut spec = valid();
     change(&mut spec);
     Program::new(&spec, Tier::Portable).expect_err("the change makes it invalid")
 }
 
 /// As `refused`, with a change of the convolution.
-fn conv(change: impl FnOnce(&mut ConvSpec)) -> ProgramError {
+fn conv(change: impl FnOnce(&mut ConvSpec<'_>)) -> ProgramError {
     refused(|spec| {
         let StepSpec::Conv(conv) = &mut spec.steps[1] else { unreachable!("step 1 is the convolution") };
         change(conv);
@@ -59,7 +59,7 @@ fn the_unchanged_program_is_accepted() {
 
 #[test]
 fn wrong_numbers_of_parameters() {
-    assert_eq!(conv(|c| c.weights.truncate(575)), step(1, "a wrong number of weights"));
+    assert_eq!(conv(|c| c.weights.to_mut().truncate(575)), step(1, "a wrong number of weights"));
     assert_eq!(conv(|c| c.bias = vec![0; 7]), step(1, "a wrong number of biases"));
     assert_eq!(conv(|c| c.multipliers = vec![]), step(1, "a wrong number of multipliers"));
     assert_eq!(conv(|c| c.weight_zero_points = vec![0; 3]), step(1, "a wrong number of weight zero points"));

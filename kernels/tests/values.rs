@@ -3,7 +3,7 @@
 use tractd_kernels::*;
 
 /// Runs a program of one u8 input and one u8 output, both NHWC.
-fn run(spec: ProgramSpec, input: &[u8]) -> Vec<u8> {
+fn run(spec: ProgramSpec<'_>, input: &[u8]) -> Vec<u8> {
     let program = Program::new(&spec, Tier::Portable).expect("a valid program");
     let mut output = vec![0; program.outputs()[0].bytes()];
     program.run(&mut program.session(), &[input], &mut [&mut output]).expect("the sizes are the program's");
@@ -14,8 +14,8 @@ fn run(spec: ProgramSpec, input: &[u8]) -> Vec<u8> {
 fn program(
     [height, width, channels]: [usize; 3],
     zero_point: u8,
-    steps: impl FnOnce(&mut ProgramSpec, BufferId) -> BufferId,
-) -> ProgramSpec {
+    steps: impl FnOnce(&mut ProgramSpec<'static>, BufferId) -> BufferId,
+) -> ProgramSpec<'static> {
     let mut spec = ProgramSpec::default();
     let (element, layout) = (Element::U8, Layout::Nhwc);
     spec.inputs.push(External { element, layout, height, width, channels });
@@ -28,13 +28,13 @@ fn program(
     spec
 }
 
-fn plain(input: BufferId, output: BufferId, weights: Vec<i8>) -> ConvSpec {
+fn plain(input: BufferId, output: BufferId, weights: Vec<i8>) -> ConvSpec<'static> {
     ConvSpec {
         input,
         output,
         window: Window::square(1, 1),
         groups: 1,
-        weights,
+        weights: weights.into(),
         weight_zero_points: vec![],
         bias: vec![],
         multipliers: vec![1.0],

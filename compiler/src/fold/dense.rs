@@ -135,7 +135,7 @@ impl Fold<'_> {
             output: self.ir.next(),
             window,
             groups,
-            weights: weights.data,
+            weights: weights.data.into(),
             weight_zero_points: if weights.zeros.iter().all(|&zero| zero == 0) {
                 vec![]
             } else {

@@ -1,6 +1,7 @@
 //! Runs a compiled model, whatever form it took.
 
-use tract_onnx::pb::ModelProto;
+use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
+use tract_onnx::pb::{ModelProto, type_proto};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid;
 use tractd_compiler::{Compiled, Form, Options, Port, compile};
@@ -81,6 +82,17 @@ fn on_tract(
     };
     let outputs = plan.run(inputs.iter().zip(facts).map(tensor).collect()).unwrap();
     outputs.iter().map(|output| output.try_as_plain_ram().unwrap().as_bytes().to_vec()).collect()
+}
+
+/// Of the graph's first input, of floats.
+pub(crate) fn input_bytes(model: &ModelProto) -> usize {
+    let input = &model.graph.as_ref().unwrap().input[0];
+    let type_proto::Value::TensorType(tensor) = input.r#type.as_ref().unwrap().value.as_ref().unwrap();
+    let size = |dim: &Dimension| match dim.value {
+        Some(dimension::Value::DimValue(size)) => size as usize,
+        _ => panic!("a dimension without a size"),
+    };
+    4 * tensor.shape.as_ref().unwrap().dim.iter().map(size).product::<usize>()
 }
 
 pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {

@@ -67,7 +67,7 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-fn run(spec: &ProgramSpec, tier: Tier, count: usize) {
+fn run(spec: &ProgramSpec<'_>, tier: Tier, count: usize) {
     let program = Program::new(spec, tier).expect("the networks are valid");
     let mut arena = program.session();
     let inputs: Vec<Vec<u8>> = program.inputs().iter().map(|input| nets::image(input.bytes())).collect();
@@ -80,7 +80,7 @@ fn run(spec: &ProgramSpec, tier: Tier, count: usize) {
     }
 }
 
-fn measure(name: &str, spec: &ProgramSpec, tier: Tier, layers: bool, quantile: f64) {
+fn measure(name: &str, spec: &ProgramSpec<'_>, tier: Tier, layers: bool, quantile: f64) {
     let started = Instant::now();
     let program = Program::new(spec, tier).expect("the networks are valid");
     let load_ms = started.elapsed().as_secs_f64() * 1e3;

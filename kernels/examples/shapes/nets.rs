@@ -3,7 +3,7 @@
 use tractd_kernels::*;
 
 /// Describes a network.
-pub(crate) type Make = fn() -> ProgramSpec;
+pub(crate) type Make = fn() -> ProgramSpec<'static>;
 
 /// Every network by name.
 pub(crate) const ALL: [(&str, Make); 7] = [
@@ -25,7 +25,7 @@ pub(crate) fn image(bytes: usize) -> Vec<u8> {
 }
 
 /// Shape of a step's output.
-pub(crate) fn label(spec: &ProgramSpec, step: usize) -> String {
+pub(crate) fn label(spec: &ProgramSpec<'_>, step: usize) -> String {
     let id = match &spec.steps[step] {
         StepSpec::Conv(s) => s.output,
         StepSpec::Quantize(s) => s.output,
@@ -40,7 +40,7 @@ pub(crate) fn label(spec: &ProgramSpec, step: usize) -> String {
 }
 
 struct Net {
-    spec: ProgramSpec,
+    spec: ProgramSpec<'static>,
     seed: u64,
     at: BufferId,
 }
@@ -111,7 +111,7 @@ impl Net {
             output,
             window: Window { kernel, stride: [stride; 2], dilation: [1; 2], pad },
             groups,
-            weights,
+            weights: weights.into(),
             weight_zero_points: vec![],
             bias: vec![100; c_out],
             multipliers: vec![0.01 / (depth as f32).sqrt(); c_out],
@@ -163,7 +163,7 @@ impl Net {
         self.at = output;
     }
 
-    fn done(mut self) -> ProgramSpec {
+    fn done(mut self) -> ProgramSpec<'static> {
         let [height, width, channels] = self.shape(self.at);
         let element = Element::F32;
         self.spec.outputs.push(External { element, layout: Layout::Nchw, height, width, channels });
@@ -172,7 +172,7 @@ impl Net {
     }
 }
 
-fn mlp() -> ProgramSpec {
+fn mlp() -> ProgramSpec<'static> {
     let mut net = Net::new(1, 1, 30);
     net.dense(64, Act::Relu);
     net.dense(32, Act::Relu);
@@ -180,7 +180,7 @@ fn mlp() -> ProgramSpec {
     net.done()
 }
 
-fn autoencoder() -> ProgramSpec {
+fn autoencoder() -> ProgramSpec<'static> {
     let mut net = Net::new(1, 1, 640);
     for outputs in [128, 128, 128, 128, 8, 128, 128, 128, 128] {
         net.dense(outputs, Act::Relu);
@@ -189,7 +189,7 @@ fn autoencoder() -> ProgramSpec {
     net.done()
 }
 
-fn ds_cnn() -> ProgramSpec {
+fn ds_cnn() -> ProgramSpec<'static> {
     let mut net = Net::new(49, 10, 1);
     net.conv_padded(64, [10, 4], 2, 1, Act::Relu, [4, 1], [5, 1]);
     for _ in 0..4 {
@@ -217,7 +217,7 @@ fn residual(net: &mut Net, c_out: usize, stride: usize) {
     net.plus(shortcut, Act::Relu);
 }
 
-fn resnet_8() -> ProgramSpec {
+fn resnet_8() -> ProgramSpec<'static> {
     let mut net = Net::new(32, 32, 3);
     net.conv(16, [3, 3], 1, 1, Act::Relu);
     for (c_out, stride) in [(16, 1), (32, 2), (64, 2)] {
@@ -229,7 +229,7 @@ fn resnet_8() -> ProgramSpec {
     net.done()
 }
 
-fn resnet_18() -> ProgramSpec {
+fn resnet_18() -> ProgramSpec<'static> {
     let mut net = Net::new(224, 224, 3);
     net.conv(64, [7, 7], 2, 1, Act::Relu);
     let output = net.spec.buffer(56, 56, 64, ZERO);
@@ -245,7 +245,7 @@ fn resnet_18() -> ProgramSpec {
     net.done()
 }
 
-fn mobilenet_v2() -> ProgramSpec {
+fn mobilenet_v2() -> ProgramSpec<'static> {
     let mut net = Net::new(224, 224, 3);
     net.conv(32, [3, 3], 2, 1, Act::Relu6);
     let blocks = [
@@ -277,7 +277,7 @@ fn mobilenet_v2() -> ProgramSpec {
     net.done()
 }
 
-fn mobilenet_v3_small() -> ProgramSpec {
+fn mobilenet_v3_small() -> ProgramSpec<'static> {
     use Act::{Relu, Swish};
     let mut net = Net::new(224, 224, 3);
     net.conv(16, [3, 3], 2, 1, Swish);

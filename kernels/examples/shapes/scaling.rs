@@ -14,7 +14,7 @@ const ROUND_S: f64 = 0.02;
 
 /// Prints `{"program": RATIO, "bare": RATIO}`: the throughput of two threads, each with a session of its own on one
 /// program or with a loop of the tier's instruction, divided by that of one.
-pub(crate) fn print(spec: &ProgramSpec, tier: Tier) {
+pub(crate) fn print(spec: &ProgramSpec<'_>, tier: Tier) {
     let program = Program::new(spec, tier).expect("the networks are valid");
     let session = || {
         let mut arena = program.session();

@@ -18,7 +18,7 @@ pub(crate) const KERNELS: Kernels = Kernels {
     dequantize: packed,
     load: packed,
     store: packed,
-    conv: packed,
+    conv: |conv| packed(conv.whole()),
     depthwise: packed,
     max_pool: packed,
     average_pool: packed,

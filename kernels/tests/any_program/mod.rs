@@ -9,7 +9,7 @@ const STEPS_MAX: usize = 64;
 
 /// Every tier must take or refuse the description alike, and give the portable tier's bytes.
 pub(crate) fn check(bytes: &[u8]) {
-    let Ok(spec) = postcard::from_bytes::<ProgramSpec>(bytes) else { return };
+    let Ok(spec) = postcard::from_bytes::<ProgramSpec<'_>>(bytes) else { return };
     if spec.steps.len() > STEPS_MAX || !is_small(&spec) {
         return;
     }
@@ -26,7 +26,7 @@ pub(crate) fn check(bytes: &[u8]) {
 }
 
 /// Whether no tensor is large: sizes alone cost a description nothing.
-fn is_small(spec: &ProgramSpec) -> bool {
+fn is_small(spec: &ProgramSpec<'_>) -> bool {
     let fits = |extents: [usize; 3]| {
         let elements = extents.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
         elements.is_none_or(|elements| elements <= ARENA_BYTES_MAX / 64)

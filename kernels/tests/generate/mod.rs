@@ -58,7 +58,7 @@ impl Rng {
 }
 
 pub(crate) struct Case {
-    pub(crate) spec: ProgramSpec,
+    pub(crate) spec: ProgramSpec<'static>,
     pub(crate) inputs: Vec<Vec<u8>>,
     pub(crate) describe: String,
 }
@@ -66,7 +66,7 @@ pub(crate) struct Case {
 /// A program under construction.
 struct Builder<'a> {
     rng: &'a mut Rng,
-    spec: ProgramSpec,
+    spec: ProgramSpec<'static>,
     inputs: Vec<Vec<u8>>,
 }
 
@@ -187,7 +187,7 @@ impl Builder<'_> {
             output,
             window,
             groups,
-            weights,
+            weights: weights.into(),
             weight_zero_points,
             bias,
             multipliers,
@@ -212,13 +212,18 @@ fn until(rng: &mut Rng, mut draw: impl FnMut(&mut Builder<'_>) -> Option<BufferI
 }
 
 fn small(rng: &mut Rng, channels_max: usize) -> [usize; 3] {
-    [rng.range(1, 11), rng.range(1, 15), rng.range(1, channels_max)]
+    [rng.range(1, up_to(11)), rng.range(1, up_to(15)), rng.range(1, up_to(channels_max))]
+}
+
+/// The largest extent to draw. Miri takes a thousand times as long.
+fn up_to(extent: usize) -> usize {
+    if cfg!(miri) { extent.min(4) } else { extent }
 }
 
 pub(crate) fn conv(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let shape = small(b.rng, 40);
-        let c_out = b.rng.range(1, 90);
+        let c_out = b.rng.range(1, up_to(90));
         let input = b.loaded(shape);
         let window = b.window(4, 3);
         b.conv(input, window, 1, c_out)
@@ -254,10 +259,10 @@ pub(crate) fn dense(rng: &mut Rng) -> Case {
 
 pub(crate) fn stem(rng: &mut Rng) -> Case {
     until(rng, |b| {
-        let shape = [b.rng.range(1, 24), b.rng.range(1, 24), b.rng.range(1, 4)];
-        let c_out = b.rng.range(1, 70);
+        let shape = [b.rng.range(1, up_to(24)), b.rng.range(1, up_to(24)), b.rng.range(1, 4)];
+        let c_out = b.rng.range(1, up_to(70));
         let input = b.loaded(shape);
-        let window = b.window(7, 2);
+        let window = b.window(up_to(7), 2);
         b.conv(input, window, 1, c_out)
     })
 }
@@ -266,7 +271,7 @@ pub(crate) fn depthwise(rng: &mut Rng) -> Case {
     until(rng, |b| {
         let mut shape = small(b.rng, 150);
         if b.rng.chance(40) {
-            shape[2] = b.rng.pick(&[16, 32, 64, 96, 128, 144]);
+            shape[2] = up_to(b.rng.pick(&[16, 32, 64, 96, 128, 144]));
         }
         let window = match b.rng.chance(50) {
             true => {
@@ -293,7 +298,8 @@ pub(crate) fn single_row(rng: &mut Rng) -> Case {
 
 pub(crate) fn grouped(rng: &mut Rng) -> Case {
     until(rng, |b| {
-        let (groups, depth, c_out) = (b.rng.range(1, 12), b.rng.range(1, 10), b.rng.range(1, 20));
+        let (groups, depth, c_out) =
+            (b.rng.range(1, up_to(12)), b.rng.range(1, up_to(10)), b.rng.range(1, up_to(20)));
         let input = {
             let [h, w, _] = small(b.rng, 1);
             b.loaded([h, w, groups * depth])
@@ -327,7 +333,7 @@ pub(crate) fn zeros(rng: &mut Rng) -> Case {
     let mut case = if rng.chance(50) { conv(rng) } else { depthwise(rng) };
     for step in &mut case.spec.steps {
         if let StepSpec::Conv(conv) = step {
-            conv.weights.fill(0);
+            conv.weights.to_mut().fill(0);
             conv.weight_zero_points.clear();
         }
     }

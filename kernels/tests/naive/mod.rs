@@ -144,7 +144,7 @@ pub(crate) fn run(case: &Case) -> Vec<Vec<u8>> {
     outputs
 }
 
-fn conv(s: &ConvSpec, input: &Tensor, shape: [usize; 3]) -> Vec<u8> {
+fn conv(s: &ConvSpec<'_>, input: &Tensor, shape: [usize; 3]) -> Vec<u8> {
     let [oh, ow, oc] = shape;
     let depth = input.shape[2] / s.groups;
     let [kh, kw] = s.window.kernel;

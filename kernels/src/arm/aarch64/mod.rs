@@ -38,7 +38,7 @@ pub(crate) fn kernels(tier: Tier) -> Option<&'static Kernels> {
 
 const fn table<T: conv::Tiles>(depthwise: fn(Depthwise) -> Kernel) -> Kernels {
     Kernels {
-        conv: conv::pack::<T>,
+        conv: |conv| conv::pack::<T>(conv.whole()),
         depthwise,
         max_pool: pool::max_pool,
         average_pool: pool::average_pool,

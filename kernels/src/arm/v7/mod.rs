@@ -28,7 +28,7 @@ unsafe extern "C" {
 }
 
 static KERNELS: Kernels = Kernels {
-    conv: conv::pack::<tile::ArmV7>,
+    conv: |conv| conv::pack::<tile::ArmV7>(conv.whole()),
     depthwise: super::depthwise::pack,
     add: super::rows::add,
     table: super::rows::table,

@@ -8,7 +8,7 @@ use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::pack::{Block, Packed, Shape, tiles};
 use crate::portable;
-use crate::step::{Conv, Requant, Residual};
+use crate::step::{Conv, Requant, Residual, Weights};
 
 /// Most pixels of a tile by its vectors: with the weights and one activation they fill the 32 registers.
 const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 0, 0, 0, 1];
@@ -33,9 +33,9 @@ struct Packed512 {
     band: usize,
 }
 
-pub(super) fn pack(conv: Conv) -> Kernel {
+pub(super) fn pack(conv: Conv<Weights<'_>>) -> Kernel {
     if conv.saturates {
-        return portable::packed(conv);
+        return portable::packed(conv.whole());
     }
     let pixels = conv.output.height * conv.output.width;
     // One pixel alone reads each weight once: eight independent sums hide the latency.

@@ -125,12 +125,14 @@ macro_rules! tier {
             use super::*;
             use crate::kernel::{Kernel, Kernels};
             use crate::portable;
-            use crate::step::{Add, AveragePool, Conv, Depthwise, Dequantize, MaxPool, Mul, Quantize, Table};
+            use crate::step::{
+                Add, AveragePool, Conv, Depthwise, Dequantize, MaxPool, Mul, Quantize, Table, Weights,
+            };
             use crate::x86::narrow::conv::{self, Cursor, Tile};
             use crate::x86::narrow::{depthwise, pool, rows};
 
             pub(in crate::x86) static KERNELS: Kernels = Kernels {
-                conv: |step: Conv| conv::pack::<$vector>(step, &TILES, &ROWS),
+                conv: |step: Conv<Weights<'_>>| conv::pack::<$vector>(step.whole(), &TILES, &ROWS),
                 depthwise: |step: Depthwise| depthwise::pack::<$vector>(step, strip, &ROWS),
                 add: |step: Add| -> Kernel { rows::add(step, &ROWS) },
                 mul: |step: Mul| -> Kernel { rows::mul(step, &ROWS) },

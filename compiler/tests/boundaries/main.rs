@@ -8,7 +8,11 @@ use tract_onnx::pb::{AttributeProto, ModelProto};
 use tractd_compiler::{Compiled, Form, Place};
 
 #[allow(dead_code, reason = "each file of tests builds other graphs")]
+#[path = "../build/mod.rs"]
 mod build;
+mod joins;
+mod operators;
+mod qoperator;
 
 use build::{attribute, bytes, compiled, floats, graph, ints, model, node, value};
 
