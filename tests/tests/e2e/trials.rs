@@ -314,6 +314,9 @@ fn more_memory_than_its_team_signed_is_found_by_the_self_test() {
     site.registry.add(&site.bundle_with(&negation_with_constant(64), 4, 3, &claim(128)));
     site.registry.publish("m@3");
     assert_eq!(check(), "activated m@3\n");
+    // A first version is activated before it is loaded.
+    let serves = || daemon.connect().infer(&negated(1.0, 4)).is_ok_and(|reply| reply.status == Status::Ok);
+    wait_for("version 3", PATIENCE, || serves().then_some(()));
     assert_eq!(answers(&daemon, 1.0), 3);
 }
 
