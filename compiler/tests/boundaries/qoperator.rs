@@ -88,9 +88,9 @@ fn pooling_with_channels_last_is_left() {
     };
     let last = attribute("channels_last", 1);
     check(&net(&[], "QLinearGlobalAveragePool", &[1, 2, 1, 1]), Some("average-pool"));
-    check(&net(&[last.clone()], "QLinearGlobalAveragePool", &[1, 1, 1, 4]), None);
+    check(&net(std::slice::from_ref(&last), "QLinearGlobalAveragePool", &[1, 1, 1, 4]), None);
     let kernel = ints("kernel_shape", &[2, 2]);
-    check(&net(&[kernel.clone()], "QLinearAveragePool", &[1, 2, 3, 3]), Some("average-pool"));
+    check(&net(std::slice::from_ref(&kernel), "QLinearAveragePool", &[1, 2, 3, 3]), Some("average-pool"));
     check(&net(&[kernel, last], "QLinearAveragePool", &[1, 2, 3, 3]), None);
 }
 
