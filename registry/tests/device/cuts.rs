@@ -10,7 +10,7 @@ use tractd_bundle::Limits;
 use tractd_registry::Publish;
 use tractd_update::fs::{self, FileSystem};
 use tractd_update::trial::Stage;
-use tractd_update::{Event, Store};
+use tractd_update::{Device, DeviceError, Event, Provisioned, Store, provision_on, reset_on};
 
 use crate::sim::{Image, Mutation, Sim, Trouble};
 use crate::support::{World, check_with};
@@ -384,6 +384,80 @@ each_noticed! {
     of_a_key_rotation: rotating(), new_keys_alone, 10;
     of_a_rollback: on_trial(), rollback, 6;
     of_the_end_of_a_trial: on_trial(), commit, 6;
+}
+
+/// What a device finds of its provisioning after a cut during `act`, done or not; `false` breaks a promise.
+type Promise = fn(&World, Result<Option<Device>, DeviceError>, bool) -> bool;
+
+/// As [`enumerate`], for what happens beside the store.
+fn first_broken(
+    world: &World,
+    act: fn(&World, &Sim),
+    promise: Promise,
+    (base, mutation, from): (&Sim, Option<Mutation>, usize),
+) -> (Option<usize>, Sim) {
+    let sim = base.fork().with(mutation);
+    act(world, &sim);
+    let broken = (from..=sim.len()).find(|&ops| {
+        let kept = |image: &Image| {
+            let found = Device::open_on(&Sim::from_image(image), &world.state());
+            promise(world, found, ops == sim.len())
+        };
+        !sim.images_after(ops).iter().all(kept)
+    });
+    (broken, sim)
+}
+
+fn provisions(world: &World, sim: &Sim) {
+    let what = Provisioned {
+        root_json: std::fs::read(world.metadata("1.root.json")).unwrap(),
+        registry: "file:///media/stick".parse().unwrap(),
+        node: "node-1".into(),
+        group: "lab".into(),
+    };
+    provision_on(sim, &world.state(), &what).unwrap();
+}
+
+fn is_whole(world: &World, device: &Device) -> bool {
+    let root = std::fs::read(world.metadata("1.root.json")).unwrap();
+    (device.node.as_str(), device.group.as_str(), &device.root_json) == ("node-1", "lab", &root)
+}
+
+#[test]
+fn a_cut_leaves_a_device_provisioned_or_not_and_each_sync_and_rename_is_needed() {
+    let world = World::new();
+    let blank = Sim::copy_of(&world.keys());
+    let provisioned = blank.fork();
+    provisions(&world, &provisioned);
+    let acts: [(&str, &Sim, fn(&World, &Sim), Promise); 2] = [
+        ("provisioning", &blank, provisions, |world, found, done| match found {
+            Ok(Some(device)) => is_whole(world, &device),
+            Ok(None) => !done,
+            Err(_) => false,
+        }),
+        (
+            "reset",
+            &provisioned,
+            |world, sim| reset_on(sim, &world.state()).unwrap(),
+            |world, found, done| match found {
+                Ok(Some(device)) => !done && is_whole(world, &device),
+                Ok(None) => true,
+                Err(_) => false,
+            },
+        ),
+    ];
+    for (name, base, act, promise) in acts {
+        let base = Sim::from_image(&base.image());
+        let (broken, sim) = first_broken(&world, act, promise, (&base, None, 0));
+        assert_eq!(broken, None, "{name}");
+        let safeguards = sim.safeguards();
+        for (number, (what, from)) in safeguards.iter().enumerate() {
+            let out = (&base, Some(Mutation::Without(number)), *from);
+            assert!(first_broken(&world, act, promise, out).0.is_some(), "{name}: nobody misses the {what}");
+        }
+        println!("{name}: {} taken out, one at a time", safeguards.len());
+        assert!(!safeguards.is_empty());
+    }
 }
 
 macro_rules! noticed {
