@@ -2,6 +2,7 @@
 //! read a registry without being a device of a group.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::clock::Now;
@@ -58,7 +59,8 @@ impl Client {
         let path = pinned(dir);
         let root_json = fs::read(&Disk, &path, ROOT_LEN_MAX).map_err(io_at(&path))?;
         let root_json = root_json.ok_or_else(|| io_at(&path)(std::io::ErrorKind::NotFound.into()))?;
-        Ok(Self { dir: dir.to_path_buf(), source, store: Store::open(dir)?, root_json })
+        let store = Store::open_beside(Arc::new(Disk), dir, &[])?;
+        Ok(Self { dir: dir.to_path_buf(), source, store, root_json })
     }
 
     /// Brings root, timestamp, snapshot and targets up to date and saves their floors.

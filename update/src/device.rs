@@ -107,6 +107,14 @@ struct DeviceToml {
 /// # Errors
 /// A name, address or root that cannot work, or the file system; an earlier provisioning then still stands.
 pub fn provision(state_dir: &Path, what: &Provisioned) -> Result<(), DeviceError> {
+    provision_on(&Disk, state_dir, what)
+}
+
+/// The same on another file system.
+///
+/// # Errors
+/// As [`provision`].
+pub fn provision_on(fs: &dyn FileSystem, state_dir: &Path, what: &Provisioned) -> Result<(), DeviceError> {
     check_name("node", &what.node, NODE_LEN_MAX)?;
     check_name("group", &what.group, GROUP_LEN_MAX)?;
     check_registry(&what.registry)?;
@@ -121,8 +129,10 @@ pub fn provision(state_dir: &Path, what: &Provisioned) -> Result<(), DeviceError
     };
     let text = toml::to_string(&file).expect("a struct of strings and one number is TOML");
     // The root first: device.toml is the commit point, it is never there without its root.
-    write(&root_path, &what.root_json)?;
-    write(&toml_path, text.as_bytes())
+    for (path, bytes) in [(root_path, &what.root_json[..]), (toml_path, text.as_bytes())] {
+        fs::write_atomic(fs, &path, bytes).map_err(|source| DeviceError::Io { path, source })?;
+    }
+    Ok(())
 }
 
 /// Forgets the provisioning. Installed models and verified metadata stay on disk.
@@ -130,11 +140,19 @@ pub fn provision(state_dir: &Path, what: &Provisioned) -> Result<(), DeviceError
 /// # Errors
 /// What the file system says.
 pub fn reset(state_dir: &Path) -> Result<(), DeviceError> {
+    reset_on(&Disk, state_dir)
+}
+
+/// The same on another file system.
+///
+/// # Errors
+/// As [`reset`].
+pub fn reset_on(fs: &dyn FileSystem, state_dir: &Path) -> Result<(), DeviceError> {
     let (root_path, toml_path) = paths(state_dir);
-    for path in [toml_path, root_path] {
-        fs::remove(&Disk, &path).map_err(|source| DeviceError::Io { path, source })?;
-    }
-    Disk.sync_dir(state_dir).map_err(|source| DeviceError::Io { path: state_dir.to_path_buf(), source })
+    fs::remove(fs, &toml_path).map_err(|source| DeviceError::Io { path: toml_path, source })?;
+    // Before its root goes; that one alone means nothing, should a power cut bring it back.
+    fs.sync_dir(state_dir).map_err(|source| DeviceError::Io { path: state_dir.to_path_buf(), source })?;
+    fs::remove(fs, &root_path).map_err(|source| DeviceError::Io { path: root_path, source })
 }
 
 impl Device {
@@ -143,12 +161,20 @@ impl Device {
     /// # Errors
     /// Files that are there but cannot be used: never taken for "not provisioned".
     pub fn open(state_dir: &Path) -> Result<Option<Self>, DeviceError> {
+        Self::open_on(&Disk, state_dir)
+    }
+
+    /// The same on another file system.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn open_on(fs: &dyn FileSystem, state_dir: &Path) -> Result<Option<Self>, DeviceError> {
         let (root_path, toml_path) = paths(state_dir);
         let io = |path: &Path| {
             let path = path.to_path_buf();
             move |source| DeviceError::Io { path, source }
         };
-        let Some(text) = fs::read(&Disk, &toml_path, DEVICE_LEN_MAX).map_err(io(&toml_path))? else {
+        let Some(text) = fs::read(fs, &toml_path, DEVICE_LEN_MAX).map_err(io(&toml_path))? else {
             return Ok(None);
         };
         let file: DeviceToml = std::str::from_utf8(&text)
@@ -162,7 +188,7 @@ impl Device {
         check_name("node", &file.node, NODE_LEN_MAX)?;
         check_name("group", &file.group, GROUP_LEN_MAX)?;
         check_registry(&file.registry)?;
-        let root_json = fs::read(&Disk, &root_path, ROOT_LEN_MAX)
+        let root_json = fs::read(fs, &root_path, ROOT_LEN_MAX)
             .map_err(io(&root_path))?
             .ok_or_else(|| io(&root_path)(io::ErrorKind::NotFound.into()))?;
         let DeviceToml { node, group, registry, machine, .. } = file;
@@ -206,11 +232,6 @@ fn is_moved(provisioned_on: Option<&str>, here: Option<&str>) -> bool {
 
 fn paths(state_dir: &Path) -> (PathBuf, PathBuf) {
     (state_dir.join("root.json"), state_dir.join("device.toml"))
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), DeviceError> {
-    fs::write_atomic(&Disk, path, bytes)
-        .map_err(|source| DeviceError::Io { path: path.to_path_buf(), source })
 }
 
 fn check_name(field: &'static str, value: &str, max: usize) -> Result<(), DeviceError> {

@@ -1,5 +1,8 @@
-//! One archive from a registry into the store: resumed where it stopped, never longer than signed, and only
-//! given its name once its hash is right.
+//! One archive from a registry into the store: resumed where it stopped, never longer than signed, and whole only
+//! once its hash is right.
+//!
+//! It is written in place, neither synced nor renamed: whatever lies there is hashed each time before it is used or
+//! built on, so a name it gets only when it is whole would protect nothing, and neither would a sync.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -75,14 +78,6 @@ pub(crate) fn download(
     progress: &mut dyn FnMut(u64, u64),
     received: &mut u64,
 ) -> Result<PathBuf, DownloadError> {
-    let blob = store.blob(&archive.sha256);
-    let fs = &**store.fs();
-    if fs.meta(&blob).map_err(io_at(&blob))?.is_some() {
-        if hash_file(fs, &blob, archive.bytes)?.is_some_and(|(hash, _)| hex(hash) == archive.sha256) {
-            return Ok(blob);
-        }
-        fs::remove(fs, &blob).map_err(io_at(&blob))?;
-    }
     let take = |open: &dyn Fn(u64) -> Result<Stream, FetchError>| {
         match attempt(store, open, archive, progress, received) {
             // What an earlier try left may have been another file's bytes: once more, from nothing.
@@ -94,7 +89,7 @@ pub(crate) fn download(
     };
     let elsewhere = |error: &DownloadError| matches!(error, DownloadError::Fetch(_));
     source.target(&archive.location, archive.bytes, take, elsewhere)?;
-    Ok(blob)
+    Ok(store.blob(&archive.sha256))
 }
 
 /// One pass; an error tells whether bytes of an earlier try were built on.
@@ -106,8 +101,8 @@ fn attempt(
     received: &mut u64,
 ) -> Result<(), (DownloadError, bool)> {
     let fs = &**store.fs();
-    let part = store.part(&archive.sha256);
-    let (hash, here) = resume(fs, &part, archive.bytes).map_err(|e| (e, false))?;
+    let blob = store.blob(&archive.sha256);
+    let (hash, here) = resume(fs, &blob, archive.bytes).map_err(|e| (e, false))?;
     let mut resumed = here > 0;
     progress(here, archive.bytes);
     let hash = if here == archive.bytes {
@@ -115,30 +110,30 @@ fn attempt(
     } else {
         let stream = open(here).map_err(|e| (e.into(), resumed))?;
         let (mut file, hash, here) = if stream.offset == here && here > 0 {
-            (fs.append(&part), hash, here)
+            (fs.append(&blob), hash, here)
         } else {
             resumed = false;
-            (fs.create(&part), Sha256::new(), 0)
+            (fs.create(&blob), Sha256::new(), 0)
         };
         let file = file.as_mut().map_err(|e| io::Error::new(e.kind(), e.to_string()));
-        let file = file.map_err(|e| (io_at(&part)(e).into(), resumed))?;
-        let mut copy = Copy { archive, part: &part, hash, here, progress };
+        let file = file.map_err(|e| (io_at(&blob)(e).into(), resumed))?;
+        let mut copy = Copy { archive, blob: &blob, hash, here, progress };
         let copied = copy.run(stream.bytes, &mut **file);
         *received += copy.here - here;
         let hash = copy.hash;
         if let Err(error) = copied {
             if !matches!(error, DownloadError::Fetch(ref e) if may_go_on(e)) {
-                fs::remove(fs, &part).map_err(|e| (io_at(&part)(e).into(), resumed))?;
+                fs::remove(fs, &blob).map_err(|e| (io_at(&blob)(e).into(), resumed))?;
             }
             return Err((error, resumed));
         }
         hash
     };
     if hex(hash) != archive.sha256 {
-        fs::remove(fs, &part).map_err(|e| (io_at(&part)(e).into(), resumed))?;
+        fs::remove(fs, &blob).map_err(|e| (io_at(&blob)(e).into(), resumed))?;
         return Err((FetchError::Hash(archive.location.clone()).into(), resumed));
     }
-    keep(store, &part, &archive.sha256).map_err(|e| (e.into(), resumed))
+    Ok(())
 }
 
 /// Whether the bytes so far may be a beginning of the file.
@@ -148,7 +143,7 @@ fn may_go_on(error: &FetchError) -> bool {
 
 struct Copy<'a> {
     archive: &'a Archive,
-    part: &'a Path,
+    blob: &'a Path,
     hash: Sha256,
     here: u64,
     progress: &'a mut dyn FnMut(u64, u64),
@@ -172,13 +167,12 @@ impl Copy<'_> {
                 return Err(FetchError::TooLong { what: what.clone(), limit_bytes: total }.into());
             }
             self.hash.update(&buffer[..read]);
-            file.write_all(&buffer[..read]).map_err(io_at(self.part))?;
+            file.write_all(&buffer[..read]).map_err(io_at(self.blob))?;
             if self.here - told >= PROGRESS {
                 told = self.here;
                 (self.progress)(told, total);
             }
         }
-        // Not synced: what a power cut leaves of it is hashed before it is built on.
         if self.here < total {
             return Err(FetchError::TooShort { what: what.clone(), bytes: self.here, total }.into());
         }
@@ -190,14 +184,14 @@ impl Copy<'_> {
 }
 
 /// The hash and length of what an earlier try left; nothing when it cannot be a beginning.
-fn resume(fs: &dyn FileSystem, part: &Path, total: u64) -> Result<(Sha256, u64), DownloadError> {
-    if fs.meta(part).map_err(io_at(part))?.is_none() {
+fn resume(fs: &dyn FileSystem, blob: &Path, total: u64) -> Result<(Sha256, u64), DownloadError> {
+    if fs.meta(blob).map_err(io_at(blob))?.is_none() {
         return Ok((Sha256::new(), 0));
     }
-    match hash_file(fs, part, total)? {
+    match hash_file(fs, blob, total)? {
         Some(found) => Ok(found),
         None => {
-            fs::remove(fs, part).map_err(io_at(part))?;
+            fs::remove(fs, blob).map_err(io_at(blob))?;
             Ok((Sha256::new(), 0))
         }
     }
@@ -223,13 +217,6 @@ fn hash_file(fs: &dyn FileSystem, path: &Path, limit: u64) -> Result<Option<(Sha
             Err(e) => return Err(io_at(path)(e).into()),
         }
     }
-}
-
-fn keep(store: &Store, part: &Path, sha256: &str) -> Result<(), StoreError> {
-    let fs = &**store.fs();
-    let blob = store.blob(sha256);
-    // Not synced: a blob is hashed whenever it is used, and what is unpacked from it is made durable itself.
-    fs.rename(part, &blob).map_err(io_at(&blob))
 }
 
 fn hex(hash: Sha256) -> String {
@@ -323,7 +310,7 @@ mod tests {
         }
     }
 
-    /// The result, the bytes of the blob if there is one, and the length of the part left behind.
+    /// The result, the bytes of the blob if it is whole, and its length if it is not.
     fn fetch(store: &Store, server: &Server) -> (Result<(), FetchError>, Option<Vec<u8>>, Option<u64>) {
         fetch_from(store, &server.source)
     }
@@ -335,9 +322,10 @@ mod tests {
             Err(DownloadError::Fetch(e)) => Err(e),
             Err(DownloadError::Store(e)) => panic!("{e}"),
         };
-        let blob = fs::read(&Disk, &store.blob(&archive.sha256), u64::MAX).unwrap();
-        let part = Disk.meta(&store.part(&archive.sha256)).unwrap().map(|meta| meta.len);
-        (result, blob, part)
+        let there = fs::read(&Disk, &store.blob(&archive.sha256), u64::MAX).unwrap();
+        let is_whole = |bytes: &Vec<u8>| bytes.len() as u64 == archive.bytes;
+        let part = there.as_ref().filter(|bytes| !is_whole(bytes)).map(|bytes| bytes.len() as u64);
+        (result, there.filter(is_whole), part)
     }
 
     fn store() -> (tempfile::TempDir, Store) {
@@ -347,7 +335,7 @@ mod tests {
     }
 
     fn leave_part(store: &Store, bytes: &[u8]) {
-        write_atomic(&Disk, &store.part(&archive().sha256), bytes).unwrap();
+        write_atomic(&Disk, &store.blob(&archive().sha256), bytes).unwrap();
     }
 
     #[test]

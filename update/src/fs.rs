@@ -101,14 +101,46 @@ pub fn read(fs: &dyn FileSystem, path: &Path, limit: u64) -> io::Result<Option<V
     Ok(Some(bytes))
 }
 
-/// Puts `bytes` under `path`: afterwards, and after a power cut at any moment, the file is the old or the new
-/// one, whole. Missing folders are created.
+/// Puts `bytes` under `path`, durably: once this returned the file is the new one, and after a power cut at any
+/// moment the old or the new one, whole. Missing folders are created.
 ///
 /// # Errors
 /// What the file system says; the old file is then still there.
 pub fn write_atomic(fs: &dyn FileSystem, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let dir = path.parent().ok_or_else(|| io::Error::other("a file needs a folder"))?;
+    let dir = folder_of(path)?;
     create_dir_durable(fs, dir)?;
+    put_whole(fs, path, bytes)?;
+    fs.sync_dir(dir)
+}
+
+/// The same without the last word: which of the two it is after a power cut is open until the folder, and what was
+/// created for it, is synced. For many files that become durable together.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_whole(fs: &dyn FileSystem, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    create_dir(fs, folder_of(path)?)?;
+    put_whole(fs, path, bytes)
+}
+
+/// Creates `dir` and its parents, and says whether it was missing. Not durable by itself.
+///
+/// # Errors
+/// What the file system says.
+pub fn create_dir(fs: &dyn FileSystem, dir: &Path) -> io::Result<bool> {
+    let is_missing = fs.meta(dir)?.is_none();
+    if is_missing {
+        fs.create_dir_all(dir)?;
+    }
+    Ok(is_missing)
+}
+
+fn folder_of(path: &Path) -> io::Result<&Path> {
+    path.parent().ok_or_else(|| io::Error::other("a file needs a folder"))
+}
+
+fn put_whole(fs: &dyn FileSystem, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = folder_of(path)?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".tmp");
     let temp = dir.join(name);
@@ -116,8 +148,7 @@ pub fn write_atomic(fs: &dyn FileSystem, path: &Path, bytes: &[u8]) -> io::Resul
     file.write_all(bytes)?;
     file.sync()?;
     drop(file);
-    fs.rename(&temp, path)?;
-    fs.sync_dir(dir)
+    fs.rename(&temp, path)
 }
 
 /// Creates `dir` and makes its name, and those of parents it had to create, durable.

@@ -35,7 +35,9 @@ pub mod verify;
 pub use certificates::Validity;
 pub use client::{Client, Fresh};
 pub use clock::Clock;
-pub use device::{Device, DeviceError, NODE_LEN_MAX, Provisioned, node_id, provision, reset};
+pub use device::{
+    Device, DeviceError, NODE_LEN_MAX, Provisioned, node_id, provision, provision_on, reset, reset_on,
+};
 pub use state::{Blocked, Installed, OnTrial, Release};
 pub use store::{Store, StoreError, time_floor_s};
 pub use tls::Roots;

@@ -4,8 +4,8 @@
 //! store/lock                       held by the daemon
 //! store/state.{a,b}.json           see `state`
 //! store/bundles/sha256-<hex>/      an unpacked bundle, complete whenever the folder has this name
-//! store/blobs/<hex>                a verified archive, named by its SHA-256
-//! store/staging/<hex>.part         a download under way; <hex>.dir  an unpacking under way
+//! store/blobs/<hex>                an archive or its beginning, named by its SHA-256 and hashed at each use
+//! store/staging/<hex>.dir          an unpacking under way
 //! ```
 
 use std::collections::BTreeSet;
@@ -20,6 +20,9 @@ use crate::download::Spent;
 use crate::fs::{self, Disk, FileSystem, Files};
 use crate::state::{Blocked, Floors, Installed, Loaded, Model, OnTrial, Release, State};
 use crate::trial::Stage;
+
+/// Where the verified metadata of a device lies, beside its store.
+pub(crate) const CACHE: &str = "tuf";
 
 /// The crash-safe store of a device. One process at a time: opening takes a lock.
 #[derive(Debug)]
@@ -93,9 +96,26 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_on(fs: Arc<dyn FileSystem>, state_dir: &Path) -> Result<Self, StoreError> {
+        Self::open_beside(fs, state_dir, &[CACHE])
+    }
+
+    /// The same with these other folders in `state_dir`, whose names become durable together with its own.
+    pub(crate) fn open_beside(
+        fs: Arc<dyn FileSystem>,
+        state_dir: &Path,
+        others: &[&str],
+    ) -> Result<Self, StoreError> {
         let dir = state_dir.join("store");
-        for folder in [dir.clone(), dir.join("bundles"), dir.join("blobs"), dir.join("staging")] {
-            fs::create_dir_durable(&*fs, &folder).map_err(io_at(&folder))?;
+        fs::create_dir_durable(&*fs, state_dir).map_err(io_at(state_dir))?;
+        let inside = ["bundles", "blobs", "staging"].map(|name| dir.join(name));
+        let folders = [dir.clone()].into_iter().chain(others.iter().map(|name| state_dir.join(name)));
+        let mut is_new = false;
+        for folder in folders {
+            is_new |= fs::create_dir(&*fs, &folder).map_err(io_at(&folder))?;
+        }
+        for folder in inside {
+            // Durable with the first state saved beside them: nothing is in them before.
+            fs::create_dir(&*fs, &folder).map_err(io_at(&folder))?;
         }
         let lock_path = dir.join("lock");
         let lock = fs.lock(&lock_path).map_err(|e| match e.kind() {
@@ -103,7 +123,11 @@ impl Store {
             _ => io_at(&lock_path)(e),
         })?;
         let state = match State::load(&*fs, &dir).map_err(io_at(&dir))? {
-            Loaded::Fresh => State::new(),
+            Loaded::Fresh => {
+                // Whoever made the folders may have died before the sync.
+                is_new = true;
+                State::new()
+            }
             Loaded::Damaged(message) => return Err(StoreError::Damaged(message)),
             Loaded::State { state, damaged } => {
                 if let Some(message) = damaged {
@@ -112,6 +136,9 @@ impl Store {
                 *state
             }
         };
+        if is_new {
+            fs.sync_dir(state_dir).map_err(io_at(state_dir))?;
+        }
         let store = Self { fs, dir, state, damaged: BTreeSet::new(), in_doubt: false, _lock: lock };
         store.sweep_unpacking()?;
         Ok(store)
@@ -375,15 +402,11 @@ impl Store {
         self.dir.join("blobs").join(archive)
     }
 
-    pub(crate) fn part(&self, archive: &str) -> PathBuf {
-        self.dir.join("staging").join(format!("{archive}.part"))
-    }
-
     pub(crate) fn unpacking(&self, archive: &str) -> PathBuf {
         self.dir.join("staging").join(format!("{archive}.dir"))
     }
 
-    /// Gives a complete, synced folder its name in the store.
+    /// Makes an unpacked folder durable and gives it its name in the store.
     pub(crate) fn adopt(&self, unpacked: &Path, digest: &Digest) -> Result<PathBuf, StoreError> {
         let dir = self.bundle_dir(digest);
         fs::sync_tree(&*self.fs, unpacked).map_err(io_at(unpacked))?;

@@ -15,7 +15,7 @@ use crate::policy::{self, Decision, Facts, Known, Reason};
 use crate::rollout::{Custom, DocumentError, Entry, Rollout, Target};
 use crate::source::{Access, FetchError, Source};
 use crate::state::{Blocked, Installed, Release};
-use crate::store::{Store, StoreError, io_at};
+use crate::store::{CACHE, Store, StoreError, io_at};
 use crate::verify::{Anchor, Session, SessionError, VerifyError, Vouched};
 
 /// What a device may spend on updates.
@@ -298,7 +298,7 @@ impl Updater {
         let source = Source::new(&self.device.registry, access, now.for_certificates(access.clock_unset))?;
         let anchor = Anchor {
             root_json: &self.device.root_json,
-            cache: self.device.state_dir.join("tuf"),
+            cache: self.device.state_dir.join(CACHE),
             fs: self.store.fs().clone(),
             floors: &floors,
             now,

@@ -155,6 +155,10 @@ impl Session {
         session.map(refreshed)?;
         session.learn_time()?;
         session.floors = session.check_floors(anchor).map_err(SessionError::Verify)?;
+        let (new, known) = (&session.floors, anchor.floors);
+        if new != known {
+            session.cache.sync((&new.anchor, new.root) != (&known.anchor, known.root));
+        }
         session.durable()?;
         Ok(session)
     }
@@ -419,6 +423,19 @@ impl Cache {
     }
 }
 
+impl Cache {
+    /// Makes the names of all that was written so far durable, whichever process wrote it. Due before the floors move:
+    /// the snapshot here is the floor of every role it lists, and the chain of roots has to reach as far as theirs.
+    /// What is fetched later is pinned by that snapshot; lost, it is fetched again.
+    fn sync(&self, with_roots: bool) {
+        let roots = with_roots.then(|| self.dir.join("root_history"));
+        for dir in roots.into_iter().chain([self.dir.clone()]) {
+            // What went wrong is kept for `Session::durable`.
+            let _ = self.fs.sync_dir(&dir).map_err(|e| self.latch(&dir, e));
+        }
+    }
+}
+
 impl MetadataStore for Cache {
     fn load(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         self.read(&self.path(name)?)
@@ -434,6 +451,6 @@ impl MetadataStore for Cache {
         if self.read(&path)?.is_some_and(|old| old == bytes) {
             return Ok(());
         }
-        fs::write_atomic(&*self.fs, &path, bytes).map_err(|e| self.latch(&path, e))
+        fs::write_whole(&*self.fs, &path, bytes).map_err(|e| self.latch(&path, e))
     }
 }

@@ -1,6 +1,6 @@
 //! Power cuts: after every operation of an update, a rollback, a collection and a key rotation, every loss the rules
 //! allow. Then the same with one safeguard taken out each, which must be noticed: a check that notices nothing
-//! proves nothing.
+//! proves nothing. By kind in `without`, and each single call in `without_any_single_one`: what nobody misses has to go.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use tractd_bundle::Limits;
 use tractd_registry::Publish;
 use tractd_update::fs::{self, FileSystem};
 use tractd_update::trial::Stage;
-use tractd_update::{Event, Store};
+use tractd_update::{Device, DeviceError, Event, Provisioned, Store, provision_on, reset_on};
 
 use crate::sim::{Image, Mutation, Sim, Trouble};
 use crate::support::{World, check_with};
@@ -32,8 +32,23 @@ struct Story {
     proving: Option<usize>,
     /// The floors of the new metadata are acknowledged.
     floors: Option<usize>,
+    /// What the newest slot says from some operation on.
+    kept: Vec<Kept>,
     /// Whether another check leads to `new`.
     follow: bool,
+}
+
+/// From operation `from` on `holds` is true of the newest slot.
+struct Kept {
+    from: usize,
+    what: &'static str,
+    holds: Box<dyn Fn(&Value) -> bool>,
+}
+
+impl Kept {
+    fn new(from: usize, what: &'static str, holds: impl Fn(&Value) -> bool + 'static) -> Self {
+        Self { from, what, holds: Box::new(holds) }
+    }
 }
 
 struct Slot {
@@ -89,14 +104,23 @@ fn recovered(world: &World, story: &Story, base: &Sim, image: &Image, ops: usize
         if version(found) < version(before) {
             return Err("the version floor fell".into());
         }
-        if after(story.floors) && floor(found, "snapshot") == floor(before, "snapshot") {
-            return Err("the new floors were acknowledged and are gone".into());
+    }
+    let last = |slots: &[Slot], of: &str| slots.last().map_or(0, |slot| floor(slot, of));
+    if after(story.floors) && last(&found, "timestamp") == last(&before, "timestamp") {
+        return Err("the new floors were acknowledged and are gone".into());
+    }
+    let state = found.last().map_or(&Value::Null, |slot| &slot.state);
+    if let Some(kept) = story.kept.iter().find(|kept| ops >= kept.from && !(kept.holds)(state)) {
+        return Err(format!("{} was acknowledged and is gone", kept.what));
+    }
+    metadata_is_whole(world, &sim, last(&found, "root"))?;
+    for of in ["timestamp", "snapshot"] {
+        let path = world.state().join(format!("tuf/{of}.json"));
+        let bytes = fs::read(&sim, &path, 1 << 20).map_err(|e| e.to_string())?.unwrap_or_default();
+        let role: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        if role["signed"]["version"].as_u64().unwrap_or(0) < last(&found, of) {
+            return Err(format!("the {of} that the floors speak of is gone, and the floors it lists"));
         }
-        let attempts = found.state["attempts"].as_array().map_or(0, Vec::len);
-        if after(story.proving) && attempts == before.state["attempts"].as_array().map_or(0, Vec::len) {
-            return Err("the try was not counted before it".into());
-        }
-        metadata_is_whole(world, &sim, floor(found, "root"))?;
     }
     Ok(())
 }
@@ -104,7 +128,7 @@ fn recovered(world: &World, story: &Story, base: &Sim, image: &Image, ops: usize
 /// Every cached role is one, and the chain of roots reaches as far as the floor says.
 fn metadata_is_whole(world: &World, sim: &Sim, root: u64) -> Result<(), String> {
     let mut pending = vec![world.state().join("tuf")];
-    let mut roots = 1;
+    let mut roots = 0;
     while let Some(dir) = pending.pop() {
         for path in sim.list(&dir).map_err(|e| e.to_string())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -123,10 +147,11 @@ fn metadata_is_whole(world: &World, sim: &Sim, root: u64) -> Result<(), String> 
     if roots < root { Err(format!("root {root} is the floor, {roots} the newest kept")) } else { Ok(()) }
 }
 
-/// Tries every state; the first broken promise, and how many states there were.
-fn enumerate(world: &World, story: &Story, sim: &Sim, base: &Sim) -> (usize, Option<String>) {
+/// Tries every state a cut leaves after `from` operations or later; the first broken promise, and how many states
+/// there were.
+fn enumerate(world: &World, story: &Story, sim: &Sim, base: &Sim, from: usize) -> (usize, Option<String>) {
     let mut states = 0;
-    for ops in 0..=sim.len() {
+    for ops in from..=sim.len() {
         for image in sim.images_after(ops) {
             states += 1;
             assert!(states <= STATES_MAX, "more than {STATES_MAX} states");
@@ -165,6 +190,7 @@ fn followed(world: &World, story: &Story, image: &Image, ops: usize) -> Result<(
 /// Runs a check on a simulated disk with what the device has.
 fn check_story(world: &World, sim: &Sim, old: Option<u64>, new: Option<u64>) -> Story {
     let mut story = Story { old, new, follow: true, ..Story::default() };
+    let before = slots(world, sim).unwrap();
     let mark = AtomicUsize::new(0);
     let mut updater = world.updater_on(Arc::new(sim.clone()));
     let mut events = Vec::new();
@@ -176,30 +202,45 @@ fn check_story(world: &World, sim: &Sim, old: Option<u64>, new: Option<u64>) -> 
     assert!(outcome.failed.is_empty() && outcome.refused.is_empty(), "{outcome:?}");
     let at = |wanted: fn(&Event) -> bool| events.iter().find(|(_, event)| wanted(event)).map(|(at, _)| *at);
     story.committed = at(|event| matches!(event, Event::Activated { .. }));
-    story.floors = at(|event| matches!(event, Event::Found { .. }));
+    // At the latest when the check returned.
+    story.floors = at(|event| matches!(event, Event::Found { .. })).or(Some(sim.len()));
     story.proving = Some(mark.into_inner()).filter(|at| *at > 0);
+    // What takes the daemon down is counted, too.
+    let tries =
+        [("downloads", at(|event| matches!(event, Event::Downloading { .. }))), ("attempts", story.proving)];
+    for (list, from) in tries {
+        let before = before.last().map_or(0, |slot| entries(&slot.state, list));
+        let counted = move |state: &Value| entries(state, list) > before;
+        story.kept.extend(from.map(|from| Kept::new(from, list, counted)));
+    }
     story
+}
+
+fn entries(state: &Value, list: &str) -> usize {
+    state[list].as_array().map_or(0, Vec::len)
 }
 
 type Tale = fn(&World, &Sim) -> Story;
 
 /// A device as it is, and what then happens to it.
-fn tell(world: &World, tale: Tale, mutation: Option<Mutation>) -> (usize, Option<String>) {
-    let base = Sim::copy_of(world.tmp.path().join("state").as_path()).with(mutation);
-    let sim = base.fork();
+fn tell(world: &World, tale: Tale, mutation: Option<Mutation>, from: usize) -> (usize, Option<String>) {
+    // What comes after the cut runs whole, but for a checksum nobody looks at.
+    let lasting = mutation.filter(|mutation| matches!(mutation, Mutation::NoCrc(_)));
+    let base = Sim::copy_of(&world.state()).with(lasting);
+    let sim = base.fork().with(mutation);
     let story = tale(world, &sim);
-    enumerate(world, &story, &sim, &base)
+    enumerate(world, &story, &sim, &base, from)
 }
 
 fn holds(name: &str, world: &World, tale: Tale) -> usize {
-    let (states, broken) = tell(world, tale, None);
+    let (states, broken) = tell(world, tale, None, 0);
     println!("{name}: {states} states (at most {STATES_MAX} allowed)");
     assert_eq!(broken, None, "{name}");
     states
 }
 
 fn is_noticed(world: &World, tale: Tale, mutation: Mutation) {
-    let (states, broken) = tell(world, tale, Some(mutation));
+    let (states, broken) = tell(world, tale, Some(mutation), 0);
     let broken = broken.unwrap_or_else(|| panic!("{mutation:?} was not noticed in {states} states"));
     println!("{mutation:?} noticed at state {states}: {broken}");
 }
@@ -224,16 +265,40 @@ fn new_keys_alone(world: &World, sim: &Sim) -> Story {
 fn rollback(world: &World, sim: &Sim) -> Story {
     let mut store = Store::open_on(Arc::new(sim.clone()), &world.state()).unwrap();
     store.enter_stage("digits", Stage::Canary).unwrap();
+    let canary = Kept::new(sim.len(), "the stage", |state| {
+        let trial = &state["models"]["digits"]["trial"];
+        trial.is_null() || trial["stage"] == "canary"
+    });
     store.revert("digits", "bad").unwrap();
-    Story { old: Some(2), new: Some(1), committed: Some(sim.len()), ..Story::default() }
+    let (committed, kept) = (Some(sim.len()), vec![canary]);
+    Story { old: Some(2), new: Some(1), committed, kept, ..Story::default() }
 }
 
 /// The trial of version 2 ends well.
 fn commit(world: &World, sim: &Sim) -> Story {
     let mut store = Store::open_on(Arc::new(sim.clone()), &world.state()).unwrap();
     store.count_start("digits").unwrap();
+    let started = Kept::new(sim.len(), "the start", |state| {
+        let trial = &state["models"]["digits"]["trial"];
+        trial.is_null() || trial["starts"] == 2
+    });
     store.settle("digits").unwrap();
-    Story { old: Some(2), new: Some(2), committed: Some(sim.len()), ..Story::default() }
+    let settled =
+        Kept::new(sim.len(), "the version floor", |state| state["models"]["digits"]["version_floor"] == 2);
+    Story { old: Some(2), new: Some(2), kept: vec![started, settled], ..Story::default() }
+}
+
+fn publishing() -> World {
+    let mut world = World::new();
+    world.publish(1);
+    world
+}
+
+fn updated() -> World {
+    let mut world = updating();
+    world.activate();
+    world.publish(3);
+    world
 }
 
 fn updating() -> World {
@@ -269,19 +334,130 @@ fn rotating() -> World {
 #[test]
 fn a_cut_leaves_exactly_the_old_or_the_new_version_and_no_floor_lower() {
     let mut states = 0;
-    let mut first = World::new();
-    first.publish(1);
-    states += holds("first install", &first, first_install);
+    states += holds("first install", &publishing(), first_install);
     states += holds("update", &updating(), update);
-    let mut third = updating();
-    third.activate();
-    third.publish(3);
-    states += holds("update with a collection", &third, third_version);
+    states += holds("update with a collection", &updated(), third_version);
     states += holds("key rotation", &rotating(), new_keys_alone);
     states += holds("rollback", &on_trial(), rollback);
     states += holds("end of a trial", &on_trial(), commit);
     println!("{states} states in all");
-    assert!(states > 3_000, "{states}");
+    assert!(states > 25_000, "{states}");
+}
+
+/// Takes out each sync and each rename by itself, whatever it is of: one that nobody misses is there for nothing.
+fn needs_each(world: &World, tale: Tale, at_least: usize) {
+    let whole = Sim::copy_of(&world.state());
+    tale(world, &whole);
+    let safeguards = whole.safeguards();
+    let mut idle = Vec::new();
+    for (number, (what, from)) in safeguards.iter().enumerate() {
+        let what = what.replace(world.tmp.path().to_str().unwrap(), "");
+        // Until then it is the story that holds.
+        match tell(world, tale, Some(Mutation::Without(number)), *from) {
+            (states, Some(broken)) => println!("without {what}: state {states} from there, {broken}"),
+            (states, None) => idle.push(format!("{number}, {what}: not in {states} states")),
+        }
+    }
+    assert!(idle.is_empty(), "{idle:#?}");
+    println!("{} taken out, one at a time", safeguards.len());
+    assert!(safeguards.len() >= at_least, "{}", safeguards.len());
+}
+
+macro_rules! each_noticed {
+    ($($name:ident: $world:expr, $tale:expr, $at_least:expr;)*) => {
+        mod without_any_single_one {
+            use super::*;
+            $(
+                #[test]
+                fn $name() {
+                    needs_each(&$world, $tale, $at_least);
+                }
+            )*
+        }
+    };
+}
+
+each_noticed! {
+    of_a_first_install: publishing(), first_install, 20;
+    of_an_update: updating(), update, 20;
+    of_an_update_with_a_collection: updated(), third_version, 20;
+    of_a_key_rotation: rotating(), new_keys_alone, 10;
+    of_a_rollback: on_trial(), rollback, 6;
+    of_the_end_of_a_trial: on_trial(), commit, 6;
+}
+
+/// What a device finds of its provisioning after a cut during `act`, done or not; `false` breaks a promise.
+type Promise = fn(&World, Result<Option<Device>, DeviceError>, bool) -> bool;
+
+/// As [`enumerate`], for what happens beside the store.
+fn first_broken(
+    world: &World,
+    act: fn(&World, &Sim),
+    promise: Promise,
+    (base, mutation, from): (&Sim, Option<Mutation>, usize),
+) -> (Option<usize>, Sim) {
+    let sim = base.fork().with(mutation);
+    act(world, &sim);
+    let broken = (from..=sim.len()).find(|&ops| {
+        let kept = |image: &Image| {
+            let found = Device::open_on(&Sim::from_image(image), &world.state());
+            promise(world, found, ops == sim.len())
+        };
+        !sim.images_after(ops).iter().all(kept)
+    });
+    (broken, sim)
+}
+
+fn provisions(world: &World, sim: &Sim) {
+    let what = Provisioned {
+        root_json: std::fs::read(world.metadata("1.root.json")).unwrap(),
+        registry: "file:///media/stick".parse().unwrap(),
+        node: "node-1".into(),
+        group: "lab".into(),
+    };
+    provision_on(sim, &world.state(), &what).unwrap();
+}
+
+fn is_whole(world: &World, device: &Device) -> bool {
+    let root = std::fs::read(world.metadata("1.root.json")).unwrap();
+    (device.node.as_str(), device.group.as_str(), &device.root_json) == ("node-1", "lab", &root)
+}
+
+#[test]
+fn a_cut_leaves_a_device_provisioned_or_not_and_each_sync_and_rename_is_needed() {
+    let world = World::new();
+    let blank = Sim::copy_of(&world.keys());
+    let provisioned = blank.fork();
+    provisions(&world, &provisioned);
+    let acts: [(&str, &Sim, fn(&World, &Sim), Promise); 2] = [
+        ("provisioning", &blank, provisions, |world, found, done| match found {
+            Ok(Some(device)) => is_whole(world, &device),
+            Ok(None) => !done,
+            Err(_) => false,
+        }),
+        (
+            "reset",
+            &provisioned,
+            |world, sim| reset_on(sim, &world.state()).unwrap(),
+            |world, found, done| match found {
+                Ok(Some(device)) => !done && is_whole(world, &device),
+                Ok(None) => true,
+                Err(_) => false,
+            },
+        ),
+    ];
+    for (name, base, act, promise) in acts {
+        let base = Sim::from_image(&base.image());
+        let (broken, sim) = first_broken(&world, act, promise, (&base, None, 0));
+        assert_eq!(broken, None, "{name}");
+        let safeguards = sim.safeguards();
+        for (number, (what, from)) in safeguards.iter().enumerate() {
+            let out = (&base, Some(Mutation::Without(number)), *from);
+            assert!(first_broken(&world, act, promise, out).0.is_some(), "{name}: nobody misses the {what}");
+        }
+        println!("{name}: {} taken out, one at a time", safeguards.len());
+        assert!(!safeguards.is_empty());
+    }
 }
 
 macro_rules! noticed {
@@ -304,7 +480,7 @@ noticed! {
     the_rename_of_a_state_slot: updating(), update, Mutation::CopyForRename("store/state.");
     the_sync_of_a_slot_in_a_rollback: on_trial(), rollback, Mutation::NoFileSync("store/state.");
     the_sync_of_the_folder_in_a_rollback: on_trial(), rollback, Mutation::NoDirSync("/store");
-    the_sync_of_the_stores_own_folder: { let mut w = World::new(); w.publish(1); w }, first_install, Mutation::NoDirSync("/state");
+    the_sync_of_the_stores_own_folder: publishing(), first_install, Mutation::NoDirSync("/state");
     the_sync_of_unpacked_files: updating(), update, Mutation::NoFileSync(".dir/");
     the_sync_of_the_unpacked_folder: updating(), update, Mutation::NoDirSync(".dir");
     the_sync_of_the_folder_of_bundles: updating(), update, Mutation::NoDirSync("/bundles");

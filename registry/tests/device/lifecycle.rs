@@ -76,7 +76,7 @@ fn the_same_over_http_with_resumption() {
     let archive = fs::read(world.archive("digits", 1)).unwrap();
     let sha256 = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&archive));
     drop(world.updater());
-    fs::write(world.state().join(format!("store/staging/{sha256}.part")), &archive[..50]).unwrap();
+    fs::write(world.state().join(format!("store/blobs/{sha256}")), &archive[..50]).unwrap();
     let (outcome, events) = check(&mut world.updater(), world.now);
     assert_eq!(outcome.unwrap().activated[0].version, 1);
     let first = events.iter().find_map(|event| match event {

@@ -81,6 +81,8 @@ pub(crate) enum Mutation {
     CopyForRename(&'static str),
     /// A file whose path contains this passes for one whose checksum is right.
     NoCrc(&'static str),
+    /// This one sync or rename, counted from 0, whatever it is of.
+    Without(usize),
 }
 
 /// What goes wrong with the disk while the power is on.
@@ -98,6 +100,8 @@ struct Disk {
     now: Vec<Node>,
     log: Vec<Op>,
     mutation: Option<Mutation>,
+    /// Every sync and rename asked for, in order, each with the number of operations logged before it.
+    safeguards: Vec<(String, usize)>,
     /// At which operation from now on, and for how many.
     trouble: Option<(usize, usize, Trouble)>,
     steps: usize,
@@ -154,6 +158,11 @@ impl Sim {
     /// The safeguard that is out.
     pub(crate) fn mutation(&self) -> Option<Mutation> {
         self.disk().mutation
+    }
+
+    /// Every sync and rename asked for, in order, each with the number of operations logged before it.
+    pub(crate) fn safeguards(&self) -> Vec<(String, usize)> {
+        self.disk().safeguards.clone()
     }
 
     /// Another disk with the same content.
@@ -367,6 +376,13 @@ impl Disk {
     fn is(&self, mutation: impl Fn(Mutation) -> bool) -> bool {
         self.mutation.is_some_and(mutation)
     }
+
+    /// Counts a sync or rename, and says whether it is out.
+    fn is_out(&mut self, what: &str, path: &Path, mutation: impl Fn(Mutation) -> bool) -> bool {
+        let number = self.safeguards.len();
+        self.safeguards.push((format!("{what} {}", path.display()), self.log.len()));
+        self.is(|m| m == Mutation::Without(number) || mutation(m))
+    }
 }
 
 struct Open {
@@ -436,7 +452,7 @@ impl FileSystem for Sim {
         let node = disk.find(from).ok_or(io::ErrorKind::NotFound)?;
         let ((from_dir, from_name), (dir, name)) = (disk.place(from)?, disk.place(to)?);
         let copies = |m| matches!(m, Mutation::CopyForRename(part) if to.to_string_lossy().contains(part));
-        if disk.is(copies) {
+        if disk.is_out("rename to", to, copies) {
             let old = disk.find(to);
             disk.copy(node, dir, name, old);
             return disk.remove(from);
@@ -452,7 +468,8 @@ impl FileSystem for Sim {
         let mut disk = self.disk();
         disk.try_step()?;
         let dir = disk.find(path).ok_or(io::ErrorKind::NotFound)?;
-        if !disk.is(|m| matches!(m, Mutation::NoDirSync(end) if path.to_string_lossy().ends_with(end))) {
+        let off = |m| matches!(m, Mutation::NoDirSync(end) if path.to_string_lossy().ends_with(end));
+        if !disk.is_out("sync of folder", path, off) {
             disk.log(Op::SyncDir { dir });
         }
         Ok(())
@@ -463,7 +480,7 @@ impl FileSystem for Sim {
         disk.try_step()?;
         let node = disk.find(path).ok_or(io::ErrorKind::NotFound)?;
         let off = |m| matches!(m, Mutation::NoFileSync(part) if path.to_string_lossy().contains(part));
-        if !disk.is(off) {
+        if !disk.is_out("sync of file", path, off) {
             disk.log(Op::SyncFile { node });
         }
         Ok(())

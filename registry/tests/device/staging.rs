@@ -11,7 +11,7 @@ use crate::support::{World, archive, copy_dir, passphrase};
 
 /// Moves the named key files of a world into a folder of their own, as one carries them to another machine. Its
 /// index goes along.
-fn carry_away(world: &World, to: &Path, names: &[&str]) {
+pub(crate) fn carry_away(world: &World, to: &Path, names: &[&str]) {
     fs::create_dir_all(to).unwrap();
     fs::copy(world.keys().join("index.json"), to.join("index.json")).unwrap();
     for name in names {
@@ -20,7 +20,7 @@ fn carry_away(world: &World, to: &Path, names: &[&str]) {
 }
 
 /// Closes the registry, does `change` to its folders, and opens it again to sign.
-fn reopened(world: World, change: impl FnOnce(&Path, &Path)) -> World {
+pub(crate) fn reopened(world: World, change: impl FnOnce(&Path, &Path)) -> World {
     let World { tmp, registry, now } = world;
     drop(registry);
     let (dir, keys) = (tmp.path().join("registry"), tmp.path().join("keys"));
@@ -30,7 +30,7 @@ fn reopened(world: World, change: impl FnOnce(&Path, &Path)) -> World {
     World { tmp, registry, now }
 }
 
-fn other_machine(dir: &Path) -> KeyFolder {
+pub(crate) fn other_machine(dir: &Path) -> KeyFolder {
     KeyFolder::open(dir, passphrase()).unwrap()
 }
 

@@ -13,6 +13,7 @@ mod loads;
 mod path;
 mod publisher;
 mod roads;
+mod stick;
 mod tool;
 mod trials;
 mod trust;
