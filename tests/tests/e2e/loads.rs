@@ -122,7 +122,7 @@ fn greedy() -> Vec<u8> {
 /// Wants hours of arithmetic before its first answer: a chain of products of large constant matrices.
 fn endless() -> Vec<u8> {
     const SIDE: i64 = 1536;
-    const LINKS: usize = 2000;
+    const LINKS: usize = 20_000;
     let mut graph = Graph::new().constant("size", &[SIDE, SIDE]).node("ConstantOfShape", &["size"], "m0");
     for link in 0..LINKS {
         let (from, to) = (format!("m{link}"), format!("m{}", link + 1));
