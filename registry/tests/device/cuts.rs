@@ -386,13 +386,16 @@ each_noticed! {
     of_the_end_of_a_trial: on_trial(), commit, 6;
 }
 
+/// What is cut: a change of a device's provisioning.
+type Act = fn(&World, &Sim);
+
 /// What a device finds of its provisioning after a cut during `act`, done or not; `false` breaks a promise.
 type Promise = fn(&World, Result<Option<Device>, DeviceError>, bool) -> bool;
 
 /// As [`enumerate`], for what happens beside the store.
 fn first_broken(
     world: &World,
-    act: fn(&World, &Sim),
+    act: Act,
     promise: Promise,
     (base, mutation, from): (&Sim, Option<Mutation>, usize),
 ) -> (Option<usize>, Sim) {
@@ -429,7 +432,7 @@ fn a_cut_leaves_a_device_provisioned_or_not_and_each_sync_and_rename_is_needed()
     let blank = Sim::copy_of(&world.keys());
     let provisioned = blank.fork();
     provisions(&world, &provisioned);
-    let acts: [(&str, &Sim, fn(&World, &Sim), Promise); 2] = [
+    let acts: [(&str, &Sim, Act, Promise); 2] = [
         ("provisioning", &blank, provisions, |world, found, done| match found {
             Ok(Some(device)) => is_whole(world, &device),
             Ok(None) => !done,
