@@ -12,12 +12,13 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use tractd_bundle::Limits;
-use tractd_ctl::exchange::Input;
 use tractd_registry::{Options, Publish, Registry};
 use tractd_tests::daemon::{Daemon, Home};
-use tractd_tests::digits::{self, Expected};
+use tractd_tests::digits;
 use tractd_tests::process::{Said, run, tractctl};
 use tractd_tests::registry::{GROUP, PASSPHRASE, TEAM};
+
+use crate::trust::answers_as;
 
 const DAY: Duration = Duration::from_hours(24);
 /// From 1970 to 2026.
@@ -74,13 +75,6 @@ fn offline() -> Home {
 
 fn check(daemon: &Daemon<'_>) -> Said {
     tractctl(&["update", "check", "--at", &daemon.home.at()])
-}
-
-fn answers_as(daemon: &Daemon<'_>, version: u64) {
-    let sample = digits::samples().remove(2);
-    let reply = daemon.ask("digits", Input::Media(sample.png.clone()));
-    assert_eq!(Expected::of(&digits::dir(version)).check(&sample.name, &reply), Ok(()));
-    assert!(reply.signed);
 }
 
 #[test]

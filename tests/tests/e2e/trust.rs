@@ -22,7 +22,8 @@ fn check(home: &Home) -> Said {
     tractctl(&["update", "check", "--at", &home.at()])
 }
 
-fn answers_as(daemon: &Daemon<'_>, version: u64) {
+/// The answer is right, signed, and this version's.
+pub(crate) fn answers_as(daemon: &Daemon<'_>, version: u64) {
     let sample = digits::samples().remove(2);
     let reply = daemon.ask("digits", Input::Media(sample.png.clone()));
     assert_eq!(Expected::of(&digits::dir(version)).check(&sample.name, &reply), Ok(()));
