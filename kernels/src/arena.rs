@@ -5,26 +5,60 @@ use std::ops::Range;
 /// Bytes of one cache line, and the alignment of arenas and packed weights.
 const LINE: usize = 64;
 
-/// Zeroed bytes, 64-byte aligned.
-pub(crate) struct Aligned {
-    /// Never grown, so that it stays where it is. Of bytes: the allocator has zeroed ones, which need not be written.
-    memory: Vec<u8>,
+/// Zeroed elements, 64-byte aligned: a vector read across two cache lines is two loads.
+pub(crate) struct Aligned<T = u8> {
+    /// Never grown, so that it stays where it is. Of a type whose zeros the allocator has: they need not be written.
+    memory: Vec<T>,
     used: Range<usize>,
+}
+
+impl<T: Copy + Default> Aligned<T> {
+    /// `zero` is the element's zero.
+    fn filled(zero: T, len: usize) -> Aligned<T> {
+        let size = size_of::<T>();
+        let memory = vec![zero; len + LINE / size - 1];
+        let start = memory.as_ptr().addr().wrapping_neg() % LINE / size;
+        Aligned { memory, used: start..start + len }
+    }
+}
+
+impl<T> std::ops::Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.memory[self.used.clone()]
+    }
+}
+
+impl<T> std::ops::DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.memory[self.used.clone()]
+    }
 }
 
 impl Aligned {
     pub(crate) fn zeroed(len: usize) -> Aligned {
-        let memory = vec![0; len + LINE - 1];
-        let start = memory.as_ptr().addr().wrapping_neg() % LINE;
-        Aligned { memory, used: start..start + len }
+        Aligned::filled(0, len)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.memory[self.used.clone()]
+        self
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.used.clone()]
+        self
+    }
+}
+
+impl Aligned<i32> {
+    pub(crate) fn words(len: usize) -> Aligned<i32> {
+        Aligned::filled(0, len)
+    }
+}
+
+impl Aligned<f32> {
+    pub(crate) fn floats(len: usize) -> Aligned<f32> {
+        Aligned::filled(0.0, len)
     }
 }
 

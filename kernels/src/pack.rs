@@ -39,8 +39,8 @@ pub(crate) struct Packed {
     /// Repeated when weights do not fit i8: then each tap is read again, with weights that add up.
     pub(crate) taps: Vec<usize>,
     pub(crate) weights: Aligned,
-    pub(crate) bias: Vec<i32>,
-    pub(crate) multipliers: Vec<f32>,
+    pub(crate) bias: Aligned<i32>,
+    pub(crate) multipliers: Aligned<f32>,
 }
 
 impl Packed {
@@ -52,8 +52,8 @@ impl Packed {
             blocks,
             taps: conv.taps.repeat(passes),
             weights: Aligned::zeroed(bytes),
-            bias: vec![0; lanes],
-            multipliers: vec![0.0; lanes],
+            bias: Aligned::words(lanes),
+            multipliers: Aligned::floats(lanes),
         };
         for index in 0..packed.blocks.len() {
             let block = packed.blocks[index];

@@ -29,8 +29,8 @@ pub(crate) struct Strips {
     /// `[phase][column][row][channel][4]`, in the order of the interleaving.
     pub(crate) weights: Aligned,
     /// `[phase][channel]`, in the order of the interleaving.
-    pub(crate) bias: Vec<i32>,
-    pub(crate) multipliers: Vec<f32>,
+    pub(crate) bias: Aligned<i32>,
+    pub(crate) multipliers: Aligned<f32>,
     pub(crate) phases: Vec<Phase>,
     /// Bytes between positions, read and written.
     pub(crate) advance: [usize; 2],
@@ -75,8 +75,8 @@ impl Strips {
         let mut strips = Strips {
             rows,
             weights: Aligned::zeroed(phases.len() * per_phase),
-            bias: vec![0; phases.len() * vector],
-            multipliers: vec![0.0; phases.len() * vector],
+            bias: Aligned::words(phases.len() * vector),
+            multipliers: Aligned::floats(phases.len() * vector),
             columns: columns.iter().map(|column| column.offsets).collect(),
             phases,
             advance: if flat { [period; 2] } else { [step.step[1], pixel] },

@@ -97,13 +97,10 @@ impl Net {
         let [h, w, c] = self.shape(self.at);
         let [oh, ow] =
             [(h, 0), (w, 1)].map(|(n, axis)| (n + pad[axis] + end[axis] - kernel[axis]) / stride + 1);
-        let output = self.spec.buffer(oh, ow, c_out, ZERO);
+        // As quantisers choose it: what has no negative values begins at 0.
+        let zero_point = if matches!(act, Act::Relu | Act::Relu6) { 0 } else { ZERO };
+        let output = self.spec.buffer(oh, ow, c_out, zero_point);
         let depth = c / groups * kernel[0] * kernel[1];
-        let clamp = match act {
-            Act::None | Act::Swish => Clamp::default(),
-            Act::Relu => Clamp { low: ZERO, high: 255 },
-            Act::Relu6 => Clamp { low: ZERO, high: 250 },
-        };
         let table = (act == Act::Swish).then(|| Box::new(std::array::from_fn(|i| i as u8)));
         let weights = self.weights(c_out * depth);
         self.spec.steps.push(StepSpec::Conv(ConvSpec {
@@ -115,8 +112,8 @@ impl Net {
             weight_zero_points: vec![],
             bias: vec![100; c_out],
             multipliers: vec![0.01 / (depth as f32).sqrt(); c_out],
-            zero_point: ZERO,
-            clamp,
+            zero_point,
+            clamp: Clamp::default(),
             residual: None,
             table,
         }));

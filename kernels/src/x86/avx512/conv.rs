@@ -1,5 +1,6 @@
 //! Dense and grouped convolution: tiles of up to 12 pixels × 64 channels held in registers.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -12,10 +13,6 @@ use crate::step::{Conv, Requant, Residual, Weights};
 
 /// Most pixels of a tile by its vectors: with the weights and one activation they fill the 32 registers.
 const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 0, 0, 0, 1];
-/// The same where there is little to multiply: smaller tiles, of which one is requantised while the next multiplies.
-const PIXELS_SHALLOW: [usize; 9] = [0, 8, 6, 4, 3, 0, 0, 0, 1];
-/// Fours of input values up to which a tile is shallow, by its vectors.
-const SHALLOW: [usize; 9] = [0, 12, 64, 12, 12, 0, 0, 0, 0];
 /// Weights that stay in L1 while all of a band's pixels pass.
 const L1_WEIGHTS: usize = 32 << 10;
 /// Pixels, at least, of the rows between which all blocks of channels are computed when the weights stay in L1.
@@ -97,6 +94,8 @@ impl Packed512 {
             self.step[0] as isize - (width * step[0]) as isize,
             (self.output.row - width * step[1]) as isize,
         ];
+        // Rows that follow one another without a gap, read and written, are one long row.
+        let width = if turn == [0, 0] { usize::MAX } else { width };
         for (at, block) in self.packed.blocks.iter().enumerate() {
             let next = self.packed.blocks.get(at + 1).map_or(&[][..], |next| self.weights_of(next));
             let stored = (self.output.pixel - block.channel).min(block.vectors * 16);
@@ -108,15 +107,15 @@ impl Packed512 {
                 multipliers: self.packed.multipliers[block.factors..].as_ptr(),
                 bounds: Bounds::new(&self.requant),
                 stored,
+                dense: stored == block.vectors * 16 && stored == step[1],
                 width,
                 step,
                 turn,
                 fetch: self.weights_of(block).as_ptr(),
                 fetch_step: 0,
             };
-            let shallow = self.packed.taps.len() * block.quads <= SHALLOW[block.vectors];
-            let most = if shallow { PIXELS_SHALLOW } else { PIXELS }[block.vectors];
-            let (count, least, larger) = tiles(rows.len() * width, most);
+            let pixels = rows.len() * self.output.width;
+            let (count, least, larger) = tiles(pixels, PIXELS[block.vectors]);
             if next.len() > L1_WEIGHTS {
                 tile.fetch = next.as_ptr();
                 tile.fetch_step = next.len().div_ceil(count * self.packed.taps.len() * block.quads);
@@ -128,10 +127,11 @@ impl Packed512 {
             unsafe {
                 let mut cursor =
                     Cursor { x: 0, read: arena.add(read), write: arena.add(write), fetch: tile.fetch };
+                let kernels = &KERNELS[usize::from(tile.fetch_step > 0)][block.vectors];
                 if larger > 0 {
-                    KERNELS[block.vectors][least + 1](&tile, &mut cursor, larger);
+                    kernels[least + 1](&tile, &mut cursor, larger);
                 }
-                KERNELS[block.vectors][least](&tile, &mut cursor, count - larger);
+                kernels[least](&tile, &mut cursor, count - larger);
             }
         }
     }
@@ -156,6 +156,8 @@ struct Tile<'a> {
     bounds: Bounds,
     /// Bytes written per pixel.
     stored: usize,
+    /// Whether pixels are written one right after the other.
+    dense: bool,
     /// Pixels of a row.
     width: usize,
     /// Bytes to the next pixel, read and written.
@@ -169,26 +171,43 @@ struct Tile<'a> {
 
 type TileKernel = unsafe fn(&Tile<'_>, &mut Cursor, usize);
 
-/// `count` tiles of `M` pixels by `N` vectors of channels.
+/// `count` tiles of `M` pixels by `N` vectors of channels; `FETCH`es the next block's weights ahead or not.
 ///
 /// # Safety
 /// The tile's weights, bias and multipliers cover `N` vectors; from the cursor on there are as many pixels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn kernel<const M: usize, const N: usize>(tile: &Tile<'_>, cursor: &mut Cursor, count: usize) {
+unsafe fn kernel<const M: usize, const N: usize, const FETCH: bool>(
+    tile: &Tile<'_>,
+    cursor: &mut Cursor,
+    count: usize,
+) {
     let Cursor { mut x, mut read, mut write, mut fetch } = *cursor;
     for _ in 0..count {
         // Plain loops: calls of iterators would not be compiled for these features in place.
-        let mut reads = [read; M];
         let mut writes = [write; M];
-        if N <= 2 && x + M < tile.width {
+        if M <= tile.width - x {
+            // SAFETY: passed on; the pointers are those of M pixels.
+            let acc = unsafe { even_sums::<M, N, FETCH>(tile, read, fetch) };
             for m in 0..M {
-                reads[m] = read.wrapping_add(m * tile.step[0]);
                 writes[m] = write.wrapping_add(m * tile.step[1]);
             }
             x += M;
             read = read.wrapping_add(M * tile.step[0]);
             write = write.wrapping_add(M * tile.step[1]);
+            if x == tile.width {
+                x = 0;
+                read = read.wrapping_offset(tile.turn[0]);
+                write = write.wrapping_offset(tile.turn[1]);
+            }
+            // SAFETY: M pointers, each with `stored` writable bytes.
+            unsafe {
+                match tile.bounds.plain {
+                    true => finish::<M, N, true>(&acc, tile, &writes, tile.dense),
+                    false => finish::<M, N, false>(&acc, tile, &writes, tile.dense),
+                }
+            }
         } else {
+            let mut reads = [read; M];
             for m in 0..M {
                 (reads[m], writes[m]) = (read, write);
                 x += 1;
@@ -200,32 +219,118 @@ unsafe fn kernel<const M: usize, const N: usize>(tile: &Tile<'_>, cursor: &mut C
                     write = write.wrapping_offset(tile.turn[1]);
                 }
             }
+            // SAFETY: passed on; M pointers, each with `stored` writable bytes.
+            unsafe {
+                let acc = sums::<M, N, FETCH>(tile, &reads, fetch);
+                match tile.bounds.plain {
+                    true => finish::<M, N, true>(&acc, tile, &writes, false),
+                    false => finish::<M, N, false>(&acc, tile, &writes, false),
+                }
+            }
         }
-        // SAFETY: passed on; the pointers are those of M pixels.
-        unsafe { pixels::<M, N>(tile, &reads, &writes, fetch) };
-        fetch = fetch.wrapping_add(tile.fetch_step * tile.quads * tile.taps.len());
+        if FETCH {
+            fetch = fetch.wrapping_add(tile.fetch_step * tile.quads * tile.taps.len());
+        }
     }
     *cursor = Cursor { x, read, write, fetch };
 }
 
+/// The biases, for each pixel.
+///
 /// # Safety
-/// The tile's weights, bias and multipliers cover `N` vectors; each pointer a window, or `stored` writable bytes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn pixels<const M: usize, const N: usize>(
+/// The bias covers `N` vectors.
+#[inline(always)]
+unsafe fn biases<const M: usize, const N: usize>(tile: &Tile<'_>) -> [[__m512i; N]; M] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut acc = [[_mm512_setzero_si512(); N]; M];
+        for n in 0..N {
+            let bias = _mm512_load_si512(tile.bias.add(n * 16).cast());
+            for row in &mut acc {
+                row[n] = bias;
+            }
+        }
+        acc
+    }
+}
+
+/// Sums of pixels that lie `step` apart.
+///
+/// # Safety
+/// The tile's weights and bias cover `N` vectors; `read` and every `step` after it is a window.
+#[inline(always)]
+unsafe fn even_sums<const M: usize, const N: usize, const FETCH: bool>(
     tile: &Tile<'_>,
-    reads: &[*const u8; M],
-    writes: &[*mut u8; M],
+    read: *const u8,
     mut fetch: *const u8,
-) {
-    let mut acc = [[_mm512_setzero_si512(); N]; M];
-    for n in 0..N {
-        // SAFETY: the bias covers N vectors.
-        let bias = unsafe { _mm512_loadu_si512(tile.bias.add(n * 16).cast()) };
-        for row in &mut acc {
-            row[n] = bias;
+) -> [[__m512i; N]; M] {
+    // SAFETY: passed on.
+    let mut acc = unsafe { biases::<M, N>(tile) };
+    let mut weights = tile.weights;
+    let (mut one, mut three, mut five) = (tile.step[0], 3 * tile.step[0], 5 * tile.step[0]);
+    for &tap in tile.taps {
+        // SAFETY: a tap of a pixel's window lies in the arena.
+        let mut first = unsafe { read.add(tap) };
+        for _ in 0..tile.quads {
+            // SAFETY: as in `sums`; the assembly is empty. It keeps the compiler from making a pointer of each pixel before
+            // the loop, for which there are too few registers: the processor adds these steps itself as it loads.
+            unsafe {
+                asm!("/* {0} {1} {2} */", inout(reg) one, inout(reg) three, inout(reg) five, options(nomem, nostack, preserves_flags));
+                let w = vectors::<N>(weights);
+                weights = weights.add(N * 64);
+                if FETCH {
+                    _mm_prefetch::<_MM_HINT_T1>(fetch.cast());
+                    fetch = fetch.wrapping_add(tile.fetch_step);
+                }
+                let seventh = first.wrapping_add(2 * three);
+                for m in 0..M {
+                    let from = if m < 6 { first } else { seventh };
+                    let x = match m % 6 {
+                        0 => from,
+                        1 => from.wrapping_add(one),
+                        2 => from.wrapping_add(2 * one),
+                        3 => from.wrapping_add(three),
+                        4 => from.wrapping_add(4 * one),
+                        _ => from.wrapping_add(five),
+                    };
+                    let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+                    for n in 0..N {
+                        acc[m][n] = _mm512_dpbusd_epi32(acc[m][n], x, w[n]);
+                    }
+                }
+            }
+            first = first.wrapping_add(4);
         }
     }
+    acc
+}
+
+/// # Safety
+/// `N` vectors are readable, 64-byte aligned.
+#[inline(always)]
+unsafe fn vectors<const N: usize>(from: *const u8) -> [__m512i; N] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut all = [_mm512_setzero_si512(); N];
+        for n in 0..N {
+            all[n] = _mm512_load_si512(from.add(n * 64).cast());
+        }
+        all
+    }
+}
+
+/// Sums of pixels anywhere.
+///
+/// # Safety
+/// The tile's weights and bias cover `N` vectors; each pointer a window.
+#[inline(always)]
+unsafe fn sums<const M: usize, const N: usize, const FETCH: bool>(
+    tile: &Tile<'_>,
+    reads: &[*const u8; M],
+    mut fetch: *const u8,
+) -> [[__m512i; N]; M] {
+    // SAFETY: passed on.
+    let mut acc = unsafe { biases::<M, N>(tile) };
     let mut weights = tile.weights;
     for &tap in tile.taps {
         let mut pixels = [std::ptr::null::<u8>(); M];
@@ -237,13 +342,12 @@ unsafe fn pixels<const M: usize, const N: usize>(
             // SAFETY: the weights cover taps × quads × N vectors, 64-byte aligned; a window's last quad may reach over the
             // channels by 3 bytes, which the arena's slack covers and zero weights ignore.
             unsafe {
-                let mut w = [_mm512_setzero_si512(); N];
-                for n in 0..N {
-                    w[n] = _mm512_load_si512(weights.add(n * 64).cast());
-                }
+                let w = vectors::<N>(weights);
                 weights = weights.add(N * 64);
-                _mm_prefetch::<_MM_HINT_T1>(fetch.cast());
-                fetch = fetch.wrapping_add(tile.fetch_step);
+                if FETCH {
+                    _mm_prefetch::<_MM_HINT_T1>(fetch.cast());
+                    fetch = fetch.wrapping_add(tile.fetch_step);
+                }
                 for m in 0..M {
                     let x = _mm512_set1_epi32(pixels[m].add(quad * 4).cast::<i32>().read_unaligned());
                     for n in 0..N {
@@ -253,45 +357,50 @@ unsafe fn pixels<const M: usize, const N: usize>(
             }
         }
     }
-    let mut multipliers = [_mm512_setzero_ps(); N];
-    for n in 0..N {
-        // SAFETY: the multipliers cover N vectors.
-        multipliers[n] = unsafe { _mm512_loadu_ps(tile.multipliers.add(n * 16)) };
-    }
-    // SAFETY: M pointers, each with `stored` writable bytes.
-    unsafe { finish::<M, N>(&acc, &multipliers, tile, writes) };
+    acc
 }
 
 /// Requantises and stores. One pixel fills a 64-byte vector with 4 vectors of channels; of narrower ones, 2 or 4 pixels share it.
 ///
 /// # Safety
 /// The pointers have `tile.stored` writable bytes each.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn finish<const M: usize, const N: usize>(
+#[inline(always)]
+unsafe fn finish<const M: usize, const N: usize, const PLAIN: bool>(
     acc: &[[__m512i; N]; M],
-    multipliers: &[__m512; N],
     tile: &Tile<'_>,
     writes: &[*mut u8; M],
+    dense: bool,
 ) {
     let share = if N >= 3 { 1 } else { 4 / N };
-    let mut m = 0;
-    while m < M {
-        if N == 8 {
-            for half in 0..2 {
-                let at = |q: usize| rounded(acc[m][(half * 4 + q) % N], multipliers[(half * 4 + q) % N]);
-                let bytes = tile.bounds.pack([at(0), at(1), at(2), at(3)]);
-                let keep = mask(tile.stored.saturating_sub(half * 64));
-                // SAFETY: masked to the stored bytes.
-                unsafe { store(writes[m].wrapping_add(half * 64), keep, bytes) };
+    // SAFETY: the multipliers cover N vectors; each store is masked to the stored bytes of its pixel.
+    unsafe {
+        let mut multipliers = [_mm512_setzero_ps(); N];
+        for n in 0..N {
+            multipliers[n] = _mm512_load_ps(tile.multipliers.add(n * 16));
+        }
+        let mut m = 0;
+        while m < M {
+            if N == 8 {
+                for half in 0..2 {
+                    let mut whole = [_mm512_setzero_si512(); 4];
+                    for q in 0..4 {
+                        whole[q] = rounded(acc[m][(half * 4 + q) % N], multipliers[(half * 4 + q) % N]);
+                    }
+                    let keep = mask(tile.stored.saturating_sub(half * 64));
+                    store(writes[m].wrapping_add(half * 64), keep, tile.bounds.pack::<PLAIN>(whole));
+                }
+                m += share;
+                continue;
             }
-        } else {
             // Vector `q` of the packed four is vector `q % N` of pixel `m + q / N`; what is beyond is never stored.
-            let at = |q: usize| {
+            let mut whole = [_mm512_setzero_si512(); 4];
+            for q in 0..4 {
                 let (pixel, n) = if N == 3 { (m, q.min(2)) } else { (m + q / N, q % N) };
-                rounded(acc[if pixel < M { pixel } else { m }][n], multipliers[n])
-            };
-            let bytes = tile.bounds.pack([at(0), at(1), at(2), at(3)]);
+                if N != 3 && pixel < M || q < N {
+                    whole[q] = rounded(acc[if pixel < M { pixel } else { m }][n], multipliers[n]);
+                }
+            }
+            let bytes = tile.bounds.pack::<PLAIN>(whole);
             let order = match N {
                 1 => _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
                 2 => _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15),
@@ -299,46 +408,44 @@ unsafe fn finish<const M: usize, const N: usize>(
             };
             let bytes = if N == 4 { bytes } else { _mm512_permutexvar_epi32(order, bytes) };
             let keep = mask(tile.stored);
-            // SAFETY: each store is masked to the stored bytes of its pixel.
-            unsafe {
-                match N {
-                    1 => {
-                        let quarters = [
-                            _mm512_castsi512_si128(bytes),
-                            _mm512_extracti32x4_epi32::<1>(bytes),
-                            _mm512_extracti32x4_epi32::<2>(bytes),
-                            _mm512_extracti32x4_epi32::<3>(bytes),
-                        ];
-                        for q in 0..4.min(M - m) {
-                            let (pixel, quarter) = (m + q, quarters[q]);
-                            if tile.stored == 16 {
-                                _mm_storeu_si128(writes[pixel].cast(), quarter);
-                            } else {
-                                _mm_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask16, quarter);
-                            }
+            match N {
+                1 | 2 if dense && m + share <= M => _mm512_storeu_si512(writes[m].cast(), bytes),
+                1 => {
+                    let quarters = [
+                        _mm512_castsi512_si128(bytes),
+                        _mm512_extracti32x4_epi32::<1>(bytes),
+                        _mm512_extracti32x4_epi32::<2>(bytes),
+                        _mm512_extracti32x4_epi32::<3>(bytes),
+                    ];
+                    for q in 0..4.min(M - m) {
+                        let (pixel, quarter) = (m + q, quarters[q]);
+                        if tile.stored == 16 {
+                            _mm_storeu_si128(writes[pixel].cast(), quarter);
+                        } else {
+                            _mm_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask16, quarter);
                         }
                     }
-                    2 => {
-                        let halves = [_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64::<1>(bytes)];
-                        for q in 0..2.min(M - m) {
-                            let (pixel, half) = (m + q, halves[q]);
-                            if tile.stored == 32 {
-                                _mm256_storeu_si256(writes[pixel].cast(), half);
-                            } else {
-                                _mm256_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask32, half);
-                            }
-                        }
-                    }
-                    3 if tile.stored == 48 => {
-                        _mm256_storeu_si256(writes[m].cast(), _mm512_castsi512_si256(bytes));
-                        let last = _mm512_extracti32x4_epi32::<2>(bytes);
-                        _mm_storeu_si128(writes[m].add(32).cast(), last);
-                    }
-                    _ => store(writes[m], keep, bytes),
                 }
+                2 => {
+                    let halves = [_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64::<1>(bytes)];
+                    for q in 0..2.min(M - m) {
+                        let (pixel, half) = (m + q, halves[q]);
+                        if tile.stored == 32 {
+                            _mm256_storeu_si256(writes[pixel].cast(), half);
+                        } else {
+                            _mm256_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask32, half);
+                        }
+                    }
+                }
+                3 if tile.stored == 48 => {
+                    _mm256_storeu_si256(writes[m].cast(), _mm512_castsi512_si256(bytes));
+                    let last = _mm512_extracti32x4_epi32::<2>(bytes);
+                    _mm_storeu_si128(writes[m].add(32).cast(), last);
+                }
+                _ => store(writes[m], keep, bytes),
             }
+            m += share;
         }
-        m += share;
     }
 }
 
@@ -346,22 +453,28 @@ unsafe fn finish<const M: usize, const N: usize>(
 unsafe fn none(_: &Tile<'_>, _: &mut Cursor, _: usize) {}
 
 macro_rules! row {
-    ($n:literal: $($m:literal)*) => {{
+    ($n:literal, $fetch:literal: $($m:literal)*) => {{
         let mut row: [TileKernel; 13] = [none; 13];
-        $(row[$m] = kernel::<$m, $n>;)*
+        $(row[$m] = kernel::<$m, $n, $fetch>;)*
         row
     }};
 }
 
-/// By vectors, then by pixels.
-static KERNELS: [[TileKernel; 13]; 9] = [
-    [none; 13],
-    row!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
-    row!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
-    row!(3: 1 2 3 4 5 6 7 8),
-    row!(4: 1 2 3 4 5 6),
-    [none; 13],
-    [none; 13],
-    [none; 13],
-    row!(8: 1),
-];
+macro_rules! kernels {
+    ($fetch:literal) => {
+        [
+            [none; 13],
+            row!(1, $fetch: 1 2 3 4 5 6 7 8 9 10 11 12),
+            row!(2, $fetch: 1 2 3 4 5 6 7 8 9 10 11 12),
+            row!(3, $fetch: 1 2 3 4 5 6 7 8),
+            row!(4, $fetch: 1 2 3 4 5 6),
+            [none; 13],
+            [none; 13],
+            [none; 13],
+            row!(8, $fetch: 1),
+        ]
+    };
+}
+
+/// Without fetching ahead and with it; by vectors, then by pixels.
+static KERNELS: [[[TileKernel; 13]; 9]; 2] = [kernels!(false), kernels!(true)];

@@ -47,9 +47,11 @@ impl Run for Depthwise512 {
             let (first, keep) = self.strips.rows_at(y, rows.end);
             // SAFETY: the module's contract; `first` and, of two rows, the one after are rows of the output.
             unsafe {
-                match self.strips.rows {
-                    2 => self.strip::<2>(arena, first, keep),
-                    _ => self.strip::<1>(arena, first, keep),
+                match (self.strips.rows, Bounds::new(&self.requant).plain) {
+                    (2, true) => self.strip::<2, true>(arena, first, keep),
+                    (2, false) => self.strip::<2, false>(arena, first, keep),
+                    (_, true) => self.strip::<1, true>(arena, first, keep),
+                    (_, false) => self.strip::<1, false>(arena, first, keep),
                 }
             }
             y += self.strips.rows;
@@ -70,7 +72,7 @@ impl Run for Depthwise512 {
 impl Depthwise512 {
     /// `R` output rows from `y` on.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn strip<const R: usize>(&self, arena: *mut u8, y: usize, keep: [bool; 2]) {
+    unsafe fn strip<const R: usize, const PLAIN: bool>(&self, arena: *mut u8, y: usize, keep: [bool; 2]) {
         let bounds = Bounds::new(&self.requant);
         for (index, phase) in self.strips.phases.iter().enumerate() {
             let advance = self.strips.advance;
@@ -95,8 +97,8 @@ impl Depthwise512 {
                         let read = arena.add(read + first * advance[0]);
                         let write = arena.add(write + first * advance[1]);
                         match phase.parts {
-                            2 => vector.shared::<R, 2>(read, write),
-                            _ => vector.shared::<R, 4>(read, write),
+                            2 => vector.shared::<R, 2, PLAIN>(read, write),
+                            _ => vector.shared::<R, 4, PLAIN>(read, write),
                         }
                     }
                 }
@@ -107,15 +109,15 @@ impl Depthwise512 {
             unsafe {
                 while left > 2 {
                     let others = mask(phase.others);
-                    vector.compute::<R, 2>(arena.add(read), arena.add(write), [others; 2]);
+                    vector.compute::<R, 2, PLAIN>(arena.add(read), arena.add(write), [others; 2]);
                     read += 2 * advance[0];
                     write += 2 * advance[1];
                     left -= 2;
                 }
                 let (read, write) = (arena.add(read), arena.add(write));
                 match left {
-                    2 => vector.compute::<R, 2>(read, write, [mask(phase.others), mask(phase.last)]),
-                    _ => vector.compute::<R, 1>(read, write, [mask(phase.last), 0]),
+                    2 => vector.compute::<R, 2, PLAIN>(read, write, [mask(phase.others), mask(phase.last)]),
+                    _ => vector.compute::<R, 1, PLAIN>(read, write, [mask(phase.last), 0]),
                 }
             }
         }
@@ -141,7 +143,7 @@ impl Vector<'_> {
     /// `read` plus each column's offsets plus 64 lies in the arena, as do the masked bytes of each row from `write` on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn compute<const R: usize, const X: usize>(
+    unsafe fn compute<const R: usize, const X: usize, const PLAIN: bool>(
         &self,
         read: *const u8,
         write: *mut u8,
@@ -151,7 +153,7 @@ impl Vector<'_> {
         let mut acc = [[[_mm512_setzero_si512(); 4]; X]; R];
         for q in 0..4 {
             // SAFETY: the bias covers 64 channels.
-            let bias = unsafe { _mm512_loadu_si512(self.bias.add(q * 16).cast()) };
+            let bias = unsafe { _mm512_load_si512(self.bias.add(q * 16).cast()) };
             for row in &mut acc {
                 for sums in row {
                     sums[q] = bias;
@@ -179,7 +181,7 @@ impl Vector<'_> {
         let mut multipliers = [_mm512_setzero_ps(); 4];
         for q in 0..4 {
             // SAFETY: the multipliers cover 64 channels.
-            multipliers[q] = unsafe { _mm512_loadu_ps(self.multipliers.add(q * 16)) };
+            multipliers[q] = unsafe { _mm512_load_ps(self.multipliers.add(q * 16)) };
         }
         for r in 0..R {
             if !self.keep[r] {
@@ -190,7 +192,7 @@ impl Vector<'_> {
                 for q in 0..4 {
                     whole[q] = rounded(acc[r][x][q], multipliers[q]);
                 }
-                let bytes = self.bounds.pack(whole);
+                let bytes = self.bounds.pack::<PLAIN>(whole);
                 // SAFETY: the caller's contract.
                 unsafe {
                     store(write.add(r * self.row + x * self.advance[1]), masks[x], bytes);
@@ -206,11 +208,15 @@ impl Vector<'_> {
     /// from `write` on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn shared<const R: usize, const P: usize>(&self, read: *const u8, write: *mut u8) {
+    unsafe fn shared<const R: usize, const P: usize, const PLAIN: bool>(
+        &self,
+        read: *const u8,
+        write: *mut u8,
+    ) {
         let mut acc = [[_mm512_setzero_si512(); 4]; R];
         for q in 0..4 {
             // SAFETY: the bias covers 64 channels.
-            let bias = unsafe { _mm512_loadu_si512(self.bias.add(q * 16).cast()) };
+            let bias = unsafe { _mm512_load_si512(self.bias.add(q * 16).cast()) };
             for row in &mut acc {
                 row[q] = bias;
             }
@@ -242,9 +248,9 @@ impl Vector<'_> {
             let mut whole = [_mm512_setzero_si512(); 4];
             for q in 0..4 {
                 // SAFETY: the multipliers cover 64 channels.
-                whole[q] = rounded(acc[r][q], unsafe { _mm512_loadu_ps(self.multipliers.add(q * 16)) });
+                whole[q] = rounded(acc[r][q], unsafe { _mm512_load_ps(self.multipliers.add(q * 16)) });
             }
-            let bytes = self.bounds.pack(whole);
+            let bytes = self.bounds.pack::<PLAIN>(whole);
             let write = write.wrapping_add(r * self.row);
             // SAFETY: the caller's contract.
             unsafe {

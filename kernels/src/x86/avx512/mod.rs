@@ -14,8 +14,8 @@ use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 
 use crate::kernel::Kernels;
-use crate::portable;
 use crate::step::Requant;
+use crate::{Clamp, portable};
 
 pub(super) static KERNELS: Kernels = Kernels {
     conv: conv::pack,
@@ -69,6 +69,8 @@ struct Bounds {
     zero_point: __m512i,
     low: __m512i,
     high: __m512i,
+    /// Whether packing alone does it: a zero point of 0 and no bounds but those of u8.
+    plain: bool,
 }
 
 impl Bounds {
@@ -79,6 +81,7 @@ impl Bounds {
             zero_point: _mm512_set1_epi16(i16::from(requant.zero_point)),
             low: _mm512_set1_epi8(requant.clamp.low as i8),
             high: _mm512_set1_epi8(requant.clamp.high as i8),
+            plain: requant.zero_point == 0 && requant.clamp == Clamp::default(),
         }
     }
 
@@ -86,7 +89,11 @@ impl Bounds {
     /// vector `q`. Packing saturates, so the order of adding and clamping does not show.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn pack(&self, rounded: [__m512i; 4]) -> __m512i {
+    fn pack<const PLAIN: bool>(&self, rounded: [__m512i; 4]) -> __m512i {
+        if PLAIN {
+            let low = _mm512_packs_epi32(rounded[0], rounded[1]);
+            return _mm512_packus_epi16(low, _mm512_packs_epi32(rounded[2], rounded[3]));
+        }
         let low = _mm512_adds_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), self.zero_point);
         let high = _mm512_adds_epi16(_mm512_packs_epi32(rounded[2], rounded[3]), self.zero_point);
         let bytes = _mm512_packus_epi16(low, high);
