@@ -12,7 +12,7 @@ use crate::lower::{Lowered, lower, names_are_free};
 use crate::regions::{Regions, cut, drop_idle};
 use crate::rewrite::{live_nodes, rewrite};
 use crate::shapes::Shapes;
-use crate::{CompileError, NodeReport, Place, Region, Report, Whole, fuse, macs};
+use crate::{CompileError, NodeReport, Place, Region, Report, Whole, fuse, macs, sound};
 
 /// How often a graph is cut anew after the kernels refused a step. Each time at least one node goes to tract.
 const ATTEMPTS_MAX: usize = 32;
@@ -75,6 +75,7 @@ pub(crate) fn compile_with_specs(
 ) -> Result<(Compiled, Vec<ProgramSpec<'static>>), CompileError> {
     let graph = Graph::new(model)?;
     let shapes = Shapes::new(&graph, shapes)?;
+    sound::check(&graph, &shapes)?;
     let mut banned = HashMap::new();
     for _ in 0..ATTEMPTS_MAX {
         let cut = Cut::new(&graph, &shapes, &banned)?;
@@ -93,6 +94,7 @@ pub(crate) fn compile_with_specs(
 pub fn without_kernels(model: &ModelProto, shapes: &[(&str, &[usize])]) -> Result<Compiled, CompileError> {
     let graph = Graph::new(model)?;
     let shapes = Shapes::new(&graph, shapes)?;
+    sound::check(&graph, &shapes)?;
     left_to_tract(model, &graph, &shapes, "the kernels are not to be used").map(|(compiled, _)| compiled)
 }
 

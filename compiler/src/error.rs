@@ -65,4 +65,12 @@ pub enum CompileError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// An operand its operator does not take.
+    #[error("node `{node}`: {reason}")]
+    Operand {
+        /// Which.
+        node: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
 }

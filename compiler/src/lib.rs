@@ -27,6 +27,7 @@ mod regions;
 mod report;
 mod rewrite;
 mod shapes;
+mod sound;
 mod stored;
 mod window;
 

@@ -110,7 +110,8 @@ fn what_is_not_for_the_kernels_stays_with_tract() {
     left(
         |model| {
             graph(model).initializer.push(floats("low", &[], &[0.0]));
-            *at(model, "r") = node("Clip", &["c", "low", "xd"], "r");
+            graph(model).input.push(value("high", DataType::Float, &[]));
+            *at(model, "r") = node("Clip", &["c", "low", "high"], "r");
         },
         "bounds that are not constant",
     );

@@ -1,8 +1,13 @@
-//! Where each rewrite rule must not fire: graphs one step away from what it takes. The rest of what they compute is checked
-//! against ONNX Runtime in `cases.rs`; here it counts what the programs are made of and what stays with tract.
+//! Where each rewrite rule must not fire: graphs one step away from what it takes. Here it counts what the programs are made
+//! of and what stays with tract. That the answers are right all the same is for whatever runs a model: `answers.rs` of the
+//! engine holds each of these graphs to what ONNX Runtime answered.
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
+use std::cell::Cell;
+use std::path::Path;
+
+use prost::Message;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, ModelProto};
 use tractd_compiler::{Compiled, Form, Place};
@@ -13,8 +18,10 @@ mod build;
 mod joins;
 mod operators;
 mod qoperator;
+#[allow(dead_code, reason = "only the graphs are asked for here")]
+mod recorded;
 
-use build::{attribute, bytes, compiled, floats, graph, ints, model, node, value};
+use build::{attribute, bytes, compiled, float, floats, graph, ints, model, node, value, whole};
 
 /// A quantised picture `[1, 2, 4, 4]` as `a`, its reals as `ad`, then these nodes; constants to choose from.
 fn net(then: Vec<tract_onnx::pb::NodeProto>, output: &[i64]) -> ModelProto {
@@ -26,6 +33,7 @@ fn net(then: Vec<tract_onnx::pb::NodeProto>, output: &[i64]) -> ModelProto {
         floats("s2", &[], &[0.5]),
         floats("many", &[2], &[0.25, 0.5]),
         bytes("z", DataType::Uint8, &[], &[128]),
+        bytes("zmany", DataType::Uint8, &[2], &[128, 100]),
         bytes("z2", DataType::Uint8, &[], &[100]),
         bytes("zs", DataType::Int8, &[], &[0]),
         bytes("zs1", DataType::Int8, &[], &[1]),
@@ -54,11 +62,40 @@ fn steps(compiled: &Compiled) -> Vec<&'static str> {
     }
 }
 
-/// The steps, and whether `name` is left to tract.
+/// The steps, and whether `name` is left to tract; and that the graph's answers are recorded.
 fn check(model: &ModelProto, name: &str, expected: &[&str], left: bool) {
+    check_recorded(&model.encode_to_vec());
     let compiled = compiled(model).unwrap();
     let place = compiled.report.nodes.iter().find(|node| node.name == name).unwrap().place;
     assert_eq!((steps(&compiled).as_slice(), place == Place::Tract), (expected, left), "{name}");
+}
+
+/// No answer at all, for this reason.
+fn refused(model: &ModelProto, reason: &str) {
+    check_recorded(&model.encode_to_vec());
+    assert_eq!(compiled(model).unwrap_err().to_string(), reason);
+}
+
+/// Folder the graphs are written to instead, for `scripts/make-compiler-models` to record.
+const WRITE_TO: &str = "TRACTD_BOUNDARIES";
+
+thread_local! {
+    /// Graphs of this test so far.
+    static GRAPHS: Cell<usize> = const { Cell::new(0) };
+}
+
+fn check_recorded(graph: &[u8]) {
+    let test = std::thread::current().name().unwrap_or_default().replace("::", ".");
+    let Some(folder) = std::env::var_os(WRITE_TO) else {
+        let known = recorded::graphs().iter().any(|known| known.model == graph);
+        assert!(
+            known,
+            "{test}: run `scripts/make-compiler-models boundaries` after a change of these graphs"
+        );
+        return;
+    };
+    let number = GRAPHS.replace(GRAPHS.get() + 1);
+    std::fs::write(Path::new(&folder).join(format!("{test}.{number}")), graph).unwrap();
 }
 
 fn also_output(model: &mut ModelProto, name: &str, dtype: DataType, dims: &[i64]) {
@@ -103,7 +140,10 @@ fn bounds_are_taken_only_where_they_are_constant_and_in_order() {
     check(&net(0.0, 6.0, "high"), "r", &ALL, false);
     check(&net(6.0, 0.0, "high"), "r", &[], true);
     check(&net(f32::NAN, 6.0, "high"), "r", &[], true);
-    check(&net(0.0, 6.0, "ad"), "r", &[], true);
+    let mut given = net(0.0, 6.0, "given");
+    graph(&mut given).input.push(value("given", DataType::Float, &[]));
+    check(&given, "r", &[], true);
+    refused(&net(0.0, 6.0, "ad"), "node `r`: bounds that are no scalars");
 }
 
 #[test]
@@ -162,7 +202,7 @@ fn scales_must_be_constants_of_the_whole_tensor() {
         net(nodes, &[1, 2, 4, 4])
     };
     check(&nodes("s2", "z"), "c", &ALL, false);
-    check(&nodes("many", "z"), "c", &[], true);
+    check(&nodes("many", "zmany"), "c", &[], true);
     // Given by the caller.
     let mut given = nodes("given", "z");
     graph(&mut given).input.push(value("given", DataType::Float, &[]));
@@ -232,10 +272,9 @@ fn factors_of_a_dense_layer_are_left() {
         ];
         net(nodes, &[1, 3])
     };
-    let float = |name: &str| AttributeProto { name: name.into(), f: 0.5, ..AttributeProto::default() };
     check(&net(&[]), "r", &ALL, false);
-    check(&net(&[float("alpha")]), "r", &[], true);
-    check(&net(&[float("beta")]), "r", &[], true);
+    check(&net(&[float("alpha", 0.5)]), "r", &[], true);
+    check(&net(&[float("beta", 0.5)]), "r", &[], true);
     check(&net(&[attribute("transB", 1)]), "r", &[], true);
 }
 
@@ -249,14 +288,7 @@ fn softmax_is_taken_over_channels_only() {
             end()[1].clone(),
         ];
         let mut model = net(nodes, shape);
-        let dims = tract_onnx::pb::TensorProto {
-            name: "shape".into(),
-            dims: vec![shape.len() as i64],
-            data_type: DataType::Int64 as i32,
-            int64_data: shape.to_vec(),
-            ..tract_onnx::pb::TensorProto::default()
-        };
-        graph(&mut model).initializer.push(dims);
+        graph(&mut model).initializer.push(whole("shape", shape));
         model
     };
     let taken = ["quantize", "softmax", "dequantize"];
@@ -301,26 +333,37 @@ fn quantisations_in_blocks_or_to_other_widths_are_left() {
         let [mut quantise, dequantise] = end();
         quantise.attribute.push(attribute(name, value));
         nodes.extend([quantise, dequantise]);
-        net(nodes, &[1, 2, 4, 4])
+        let mut model = net(nodes, &[1, 2, 4, 4]);
+        // The first that has both.
+        (model.ir_version, model.opset_import[0].version) = (10, 21);
+        model
     };
     check(&net("output_dtype", 2), "rq", &ALL, false);
     check(&net("block_size", 4), "r", &[], true);
     // u16
-    check(&net("output_dtype", 4), "r", &[], true);
+    let other = "node `rq`: an output type that is not its zero point's";
+    refused(&net("output_dtype", 4), other);
+    // i8, where without a zero point u8 is what tract makes.
+    let mut without = net("output_dtype", 3);
+    let quantise = graph(&mut without).node.iter_mut().find(|node| node.name == "rq").unwrap();
+    quantise.input.pop();
+    graph(&mut without).node.last_mut().unwrap().input[2] = "zs".into();
+    refused(&without, other);
 }
 
 #[test]
 fn a_convolution_of_three_dimensions_or_of_pixels_beyond_its_padding_is_left() {
-    let net = |attributes: &[AttributeProto]| {
+    let net = |attributes: &[AttributeProto], output: &[i64]| {
         let mut nodes = convolution().to_vec();
         nodes[1] = with(node("Conv", &["ad", "wd"], "r"), attributes);
         nodes.extend(end());
-        net(nodes, &[1, 2, 4, 4])
+        net(nodes, output)
     };
-    check(&net(&[]), "r", &ALL, false);
-    check(&net(&[attribute("group", 3)]), "r", &[], true);
-    check(&net(&[ints("strides", &[1])]), "r", &[], true);
-    check(&net(&[ints("kernel_shape", &[3, 3])]), "r", &[], true);
+    let same = [1, 2, 4, 4];
+    check(&net(&[], &same), "r", &ALL, false);
+    check(&net(&[attribute("group", 3)], &same), "r", &[], true);
+    check(&net(&[ints("strides", &[1])], &same), "r", &[], true);
+    check(&net(&[ints("kernel_shape", &[3, 3])], &same), "r", &[], true);
     // The result would have pixels of padding alone.
-    check(&net(&[ints("pads", &[1, 1, 1, 1])]), "r", &[], true);
+    check(&net(&[ints("pads", &[1, 1, 1, 1])], &[1, 2, 6, 6]), "r", &[], true);
 }

@@ -3,7 +3,7 @@
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, ModelProto, NodeProto, TensorProto};
 
-use super::build::{attribute, bytes, floats, graph, ints, node, value};
+use super::build::{attribute, bytes, floats, graph, ints, node, value, whole};
 use super::{ALL, check, convolution, end, net, with};
 
 /// `then`, whose result is `r`, quantised.
@@ -14,26 +14,6 @@ fn ended(then: Vec<NodeProto>, output: &[i64]) -> ModelProto {
 fn and(mut model: ModelProto, constant: TensorProto) -> ModelProto {
     graph(&mut model).initializer.push(constant);
     model
-}
-
-fn i64s(name: &str, values: &[i64]) -> TensorProto {
-    TensorProto {
-        name: name.into(),
-        dims: vec![values.len() as i64],
-        data_type: DataType::Int64 as i32,
-        int64_data: values.to_vec(),
-        ..TensorProto::default()
-    }
-}
-
-fn i32s(name: &str, values: &[i32]) -> TensorProto {
-    TensorProto {
-        name: name.into(),
-        dims: vec![values.len() as i64],
-        data_type: DataType::Int32 as i32,
-        int32_data: values.to_vec(),
-        ..TensorProto::default()
-    }
 }
 
 #[test]
@@ -199,9 +179,9 @@ fn a_convolution_takes_only_a_bias_that_whole_numbers_stand_for() {
         let constants = [
             unit,
             other,
-            i32s("bi", &[8, -5]),
-            i32s("one", &[1, 1]),
-            i32s("three", &[1, 1, 1]),
+            whole("bi", &[8, -5i32]),
+            whole("one", &[1i32, 1]),
+            whole("three", &[1i32, 1, 1]),
             floats("bf", &[2], &[0.5, -0.3]),
         ];
         graph(&mut model).initializer.extend(constants);
@@ -232,7 +212,7 @@ fn a_dense_layer_takes_no_transposed_input_and_no_bias_that_is_a_matrix() {
             with(node("Gemm", &["f", "kd", "b"], "r"), attributes),
         ];
         let count = bias.iter().product::<i64>() as usize;
-        let model = and(ended(nodes, &[1, 3]), i64s("shape", &[1, 32]));
+        let model = and(ended(nodes, &[1, 3]), whole("shape", &[1i64, 32]));
         and(model, floats("b", bias, &vec![0.5; count]))
     };
     check(&net(&[], &[3]), "r", &ALL, false);
@@ -254,7 +234,7 @@ fn a_product_and_its_bias_are_one_layer_only_where_it_is_a_row_and_no_one_reads_
             node("Add", &["p", "b"], "r"),
         ];
         let count = bias.iter().product::<i64>() as usize;
-        let model = and(ended(nodes, &[4, 3]), i64s("shape", &[4, 8]));
+        let model = and(ended(nodes, &[4, 3]), whole("shape", &[4i64, 8]));
         let model = and(model, bytes("k8", DataType::Int8, &[8, 3], &[1; 24]));
         and(model, floats("b", bias, &(0..count).map(|at| at as f32).collect::<Vec<f32>>()))
     };
@@ -274,7 +254,7 @@ fn weights_of_a_dense_layer_are_one_matrix_in_the_file() {
             node("DequantizeLinear", &[name, "s", "zs"], "kd"),
             node("MatMul", &["f", "kd"], "r"),
         ];
-        and(and(ended(nodes, &[1, 4, 3]), i64s("shape", &[1, 4, 8])), weights)
+        and(and(ended(nodes, &[1, 4, 3]), whole("shape", &[1i64, 4, 8])), weights)
     };
     check(&net(bytes("k8", DataType::Int8, &[8, 3], &[1; 24]), "k8"), "r", &ALL, false);
     check(&net(bytes("k8", DataType::Int8, &[1, 8, 3], &[1; 24]), "k8"), "r", &[], true);
@@ -340,7 +320,7 @@ fn an_old_softmax_is_over_everything_behind_its_axis() {
     let net = |opset: i64, shape: &[i64]| {
         let softmax = with(node("Softmax", &["v"], "r"), &[attribute("axis", 1)]);
         let model = ended(vec![node("Reshape", &["ad", "shape"], "v"), softmax], shape);
-        let mut model = and(model, i64s("shape", shape));
+        let mut model = and(model, whole("shape", shape));
         model.opset_import[0].version = opset;
         model
     };

@@ -3,7 +3,7 @@
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{AttributeProto, ModelProto, NodeProto, TensorProto};
 
-use super::build::{attribute, bytes, graph, ints, node};
+use super::build::{attribute, bytes, float, graph, ints, node, whole};
 use super::{net, with};
 
 /// `operator`, whose result is `rq`, dequantised.
@@ -24,19 +24,13 @@ fn check(model: &ModelProto, step: Option<&str>) {
 fn a_convolution_takes_scales_of_whole_tensors_and_integer_biases() {
     let net = |x: &str, y: &str, bias: &str| {
         let inputs = ["a", x, "z", "w", "s", "zs", y, "z2", bias];
-        let bias = TensorProto {
-            name: "bi".into(),
-            dims: vec![2],
-            data_type: DataType::Int32 as i32,
-            int32_data: vec![3, 4],
-            ..TensorProto::default()
-        };
-        ended(node("QLinearConv", &inputs, "rq"), &[1, 2, 4, 4], &[bias])
+        ended(node("QLinearConv", &inputs, "rq"), &[1, 2, 4, 4], &[whole("bi", &[3i32, 4])])
     };
     check(&net("s", "s2", "bi"), Some("conv"));
-    check(&net("many", "s2", "bi"), None);
-    check(&net("s", "many", "bi"), None);
-    check(&net("s", "s2", "many"), None);
+    let per_axis = "node `rq`: activations quantised per axis";
+    super::refused(&net("many", "s2", "bi"), per_axis);
+    super::refused(&net("s", "many", "bi"), per_axis);
+    super::refused(&net("s", "s2", "many"), "node `rq`: a bias that is not i32");
 }
 
 #[test]
@@ -56,14 +50,7 @@ fn a_dense_layer_takes_no_factor_no_transposed_input_and_no_float_result() {
         let mut inputs = vec!["aq", "s", "z", "kt", "s", "zs", ""];
         inputs.extend(if y.is_empty() { vec![] } else { vec![y, "z2"] });
         let mut model = ended(with(node("QGemm", &inputs, "rq"), attributes), &[32, 2], &[k]);
-        let shape = TensorProto {
-            name: "shape".into(),
-            dims: vec![2],
-            data_type: DataType::Int64 as i32,
-            int64_data: vec![32, 1],
-            ..TensorProto::default()
-        };
-        graph(&mut model).initializer.push(shape);
+        graph(&mut model).initializer.push(whole("shape", &[32i64, 1]));
         graph(&mut model).node.insert(2, node("Reshape", &["a", "shape"], "aq"));
         graph(&mut model).node.iter_mut().for_each(|node| {
             if node.op_type == "QGemm" {
@@ -72,7 +59,7 @@ fn a_dense_layer_takes_no_factor_no_transposed_input_and_no_float_result() {
         });
         model
     };
-    let alpha = AttributeProto { name: "alpha".into(), f: 0.5, ..AttributeProto::default() };
+    let alpha = float("alpha", 0.5);
     check(&gemm(&[], "s2"), Some("conv"));
     check(&gemm(&[alpha], "s2"), None);
     check(&gemm(&[attribute("transA", 1)], "s2"), None);
@@ -91,7 +78,7 @@ fn pooling_with_channels_last_is_left() {
     check(&net(std::slice::from_ref(&last), "QLinearGlobalAveragePool", &[1, 1, 1, 4]), None);
     let kernel = ints("kernel_shape", &[2, 2]);
     check(&net(std::slice::from_ref(&kernel), "QLinearAveragePool", &[1, 2, 3, 3]), Some("average-pool"));
-    check(&net(&[kernel, last], "QLinearAveragePool", &[1, 2, 3, 3]), None);
+    check(&net(&[kernel, last], "QLinearAveragePool", &[1, 1, 3, 4]), None);
 }
 
 #[test]

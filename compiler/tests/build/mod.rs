@@ -1,5 +1,6 @@
 //! Small graphs, node by node.
 
+use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 use tract_onnx::pb::{
@@ -63,8 +64,9 @@ pub(crate) fn model(
         output: vec![value("y", DataType::Float, output)],
         ..GraphProto::default()
     };
-    let opset = OperatorSetIdProto { domain: String::new(), version: 17 };
-    ModelProto { graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() }
+    let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.to_owned(), version };
+    let opset_import = vec![opset("", 17), opset("com.microsoft", 1)];
+    ModelProto { ir_version: 8, graph: Some(graph), opset_import, ..ModelProto::default() }
 }
 
 pub(crate) fn graph(model: &mut ModelProto) -> &mut GraphProto {
@@ -76,9 +78,51 @@ pub(crate) fn compiled(model: &ModelProto) -> Result<Compiled, CompileError> {
 }
 
 pub(crate) fn attribute(name: &str, i: i64) -> AttributeProto {
-    AttributeProto { name: name.to_owned(), i, ..AttributeProto::default() }
+    AttributeProto { i, ..typed(name, AttributeType::Int) }
+}
+
+pub(crate) fn float(name: &str, f: f32) -> AttributeProto {
+    AttributeProto { f, ..typed(name, AttributeType::Float) }
 }
 
 pub(crate) fn ints(name: &str, ints: &[i64]) -> AttributeProto {
-    AttributeProto { name: name.to_owned(), ints: ints.to_vec(), ..AttributeProto::default() }
+    AttributeProto { ints: ints.to_vec(), ..typed(name, AttributeType::Ints) }
+}
+
+fn typed(name: &str, r#type: AttributeType) -> AttributeProto {
+    AttributeProto { name: name.to_owned(), r#type: r#type as i32, ..AttributeProto::default() }
+}
+
+/// A constant vector of `i32` or `i64`.
+pub(crate) fn whole<T: Whole>(name: &str, values: &[T]) -> TensorProto {
+    let vector = TensorProto {
+        name: name.to_owned(),
+        dims: vec![values.len() as i64],
+        data_type: T::DTYPE as i32,
+        ..TensorProto::default()
+    };
+    T::hold(values.to_vec(), vector)
+}
+
+/// An integer that a tensor has a field for.
+pub(crate) trait Whole: Clone {
+    const DTYPE: DataType;
+
+    fn hold(values: Vec<Self>, tensor: TensorProto) -> TensorProto;
+}
+
+impl Whole for i32 {
+    const DTYPE: DataType = DataType::Int32;
+
+    fn hold(int32_data: Vec<i32>, tensor: TensorProto) -> TensorProto {
+        TensorProto { int32_data, ..tensor }
+    }
+}
+
+impl Whole for i64 {
+    const DTYPE: DataType = DataType::Int64;
+
+    fn hold(int64_data: Vec<i64>, tensor: TensorProto) -> TensorProto {
+        TensorProto { int64_data, ..tensor }
+    }
 }
