@@ -1,14 +1,15 @@
 //! Which requests run where they arrive, and that such a run is like any other.
 
+use super::requests::{BRIEF_US, SHORT_US};
 use super::*;
-use crate::intake::{Origin, TensorDesc};
+use crate::intake::{Origin, Payload, Reply, Spare, TensorDesc};
 use bytes::Bytes;
 use std::path::Path;
 use tokio::sync::oneshot;
-use tractd_bundle::{Bundle, Limits as BundleLimits};
+use tractd_bundle::{Bundle, Digest, Limits as BundleLimits};
 use tractd_engine::PlanOptions;
 use tractd_update::trial::{Rules, Stage};
-use tractd_wire::{DType, Want};
+use tractd_wire::{DType, Status, Want};
 
 /// A floor without threads, and a model of 8 × 8 floats that is said to take `service_us`.
 fn floor(workers: usize, service_us: u64) -> Arc<Floor> {
