@@ -3,31 +3,35 @@
 //!
 //! A daemon that is not provisioned has such a thread too; it only says so.
 
+mod board;
 mod failpoint;
 mod self_test;
+mod versions;
+
+pub(crate) use board::{Board, Report, UpdateStatus};
 
 use crate::{
     certificates::Certificates,
     config,
-    fleet::{Candidate, Command as FleetCommand, LoadFailed, Signed, SignedModel},
+    fleet::{Command as FleetCommand, LoadFailed, Signed, SignedModel},
     floor::Floor,
     machine, metered,
     proofs::Proofs,
     trial::{Failed, Watch},
 };
-use serde::Serialize;
+use board::{ModelUpdate, Progress};
 use std::{
     collections::{BTreeMap, BTreeSet, hash_map::RandomState},
     hash::BuildHasher,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, mpsc},
+    sync::{Arc, mpsc},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-use tractd_bundle::{Bundle, Digest, Limits};
+use tractd_bundle::Digest;
 use tractd_update::{
-    Config, Device, Event, Installed, Outcome, Roots, Store, StoreError, Updater,
+    Config, Device, Event, Outcome, Roots, Store, Updater,
     source::Access,
-    trial::{Fault, Rules, STARTS_MAX, Stage, Step},
+    trial::{Fault, STARTS_MAX, Stage},
 };
 
 /// The first check comes this soon after the start, before jitter.
@@ -58,100 +62,6 @@ pub(crate) enum Command {
 
 /// Who waits for a check's report. Dropped without one when the daemon ends.
 pub(crate) type Asker = Box<dyn FnOnce(Report) + Send>;
-
-/// What a check came to, as JSON tells it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Report {
-    /// Whether the registry was asked and believed.
-    pub(crate) ok: bool,
-    /// Why not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) error: Option<String>,
-    /// Models activated, `name@version`.
-    pub(crate) activated: Vec<String>,
-    /// Versions refused for good, failed this time, or waiting for their turn.
-    pub(crate) refused: Vec<Trouble>,
-    pub(crate) failed: Vec<Trouble>,
-    pub(crate) waiting: Vec<Trouble>,
-    /// Whether the registry has no rollout for this device's group.
-    pub(crate) no_rollout: bool,
-    /// Whether the clock is behind what is known.
-    pub(crate) clock_untrusted: bool,
-}
-
-/// A version and what is the matter with it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Trouble {
-    pub(crate) model: String,
-    pub(crate) version: u64,
-    pub(crate) reason: String,
-}
-
-/// What the status tells of updates.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct UpdateStatus {
-    pub(crate) provisioned: bool,
-    pub(crate) enabled: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) registry: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) group: Option<String>,
-    /// What goes on now: `idle`, `checking`, `downloading`, `self-testing`.
-    pub(crate) phase: &'static str,
-    /// Of the present download.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) progress: Option<Progress>,
-    /// End of the last check, in milliseconds of Unix time.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) last_check_unix_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) last: Option<Report>,
-    /// What will hurt later: an expiry that is near, a clock behind what is known, a state moved here from another
-    /// machine.
-    pub(crate) warnings: Vec<String>,
-    /// How far each model's latest version is, by model.
-    pub(crate) models: BTreeMap<String, ModelUpdate>,
-    /// Why the store or the device's identity cannot be used.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) error: Option<String>,
-}
-
-/// How far a version is on this device; also published over MQTT.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct ModelUpdate {
-    pub(crate) version: u64,
-    /// `waiting`, `found`, `downloading`, `self-testing`, `trial`, `committed`, `refused`, `failed` (to be tried
-    /// again) or `rolled-back`.
-    pub(crate) state: &'static str,
-    /// Of a trial: `shadow`, `canary` or `all`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) stage: Option<&'static str>,
-    /// Why it goes no further.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) reason: Option<String>,
-}
-
-/// A download under way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Progress {
-    pub(crate) model: String,
-    pub(crate) version: u64,
-    pub(crate) bytes: u64,
-    pub(crate) total_bytes: u64,
-}
-
-/// What the thread lets others see.
-#[derive(Debug, Default)]
-pub(crate) struct Board {
-    /// Written by the update thread, read for a status.
-    status: Mutex<UpdateStatus>,
-}
-
-impl Board {
-    pub(crate) fn status(&self) -> MutexGuard<'_, UpdateStatus> {
-        self.status.lock().expect("nothing panics while writing the board")
-    }
-}
 
 /// The thread's state.
 pub(crate) struct Updates {
@@ -423,198 +333,6 @@ impl Updates {
         let former = self.board.status().models.insert(model.to_owned(), update.clone());
         if former.as_ref() != Some(&update) {
             self.floor.announce();
-        }
-    }
-
-    /// Opens and hashes what is active and not yet known; drops what no longer is.
-    fn open_active(&mut self, store: &mut Store) {
-        let active = store.active();
-        self.signed.retain(|name, _| active.iter().any(|installed| installed.name == *name));
-        self.watches.retain(|name, watch| {
-            active.iter().any(|m| m.name == *name && m.digest == watch.digest() && m.trial.is_some())
-        });
-        for installed in active {
-            let model = match installed.trial {
-                Some(trial) => self.open_trial(store, &installed, trial.stage, trial.healthy_s),
-                None => self.open_settled(store, &installed),
-            };
-            self.signed.insert(installed.name, model);
-        }
-    }
-
-    fn open_settled(&self, store: &mut Store, installed: &Installed) -> SignedModel {
-        // After a trial that rolled back there may be news of a version that is not this one.
-        let told = self.board.status().models.get(&installed.name).cloned();
-        if told.is_none_or(|told| told.version <= installed.version) {
-            self.show(&installed.name, installed.version, "committed", None, None);
-        }
-        let previous = installed.previous.as_ref().map(|release| release.version);
-        let known = self.signed.get(&installed.name).and_then(|known| known.opened(installed.digest));
-        let bundle = known.unwrap_or_else(|| {
-            store.bundle(&installed.name, &Limits::default()).map_err(|error| error.to_string())
-        });
-        let (version, digest) = (installed.version, installed.digest);
-        SignedModel { version, digest, previous, bundle, watch: None, candidate: None }
-    }
-
-    /// A version on trial, and the one before it, which answers meanwhile; without one it answers itself.
-    fn open_trial(
-        &mut self,
-        store: &mut Store,
-        installed: &Installed,
-        stage: Stage,
-        healthy_s: u64,
-    ) -> SignedModel {
-        let name = &installed.name;
-        self.show(name, installed.version, "trial", Some(stage), None);
-        let watch = match self.watches.get(name) {
-            Some(watch) => watch.clone(),
-            None => self.watch(installed, stage, healthy_s),
-        };
-        self.watches.insert(name.clone(), watch.clone());
-        let known = self.signed.get(name);
-        let opened = known.and_then(|known| known.opened(installed.digest));
-        let bundle = opened
-            .unwrap_or_else(|| store.bundle(name, &Limits::default()).map_err(|error| error.to_string()));
-        let Some(before) = &installed.previous else {
-            let (version, digest, watch) = (installed.version, installed.digest, Some(watch));
-            return SignedModel { version, digest, previous: None, bundle, watch, candidate: None };
-        };
-        let opened = known.and_then(|known| known.opened(before.digest));
-        let incumbent = opened.unwrap_or_else(|| {
-            store.previous_bundle(name, &Limits::default()).map_err(|error| error.to_string())
-        });
-        SignedModel {
-            version: before.version,
-            digest: before.digest,
-            previous: None,
-            bundle: incumbent,
-            watch: None,
-            candidate: Some(Candidate { bundle, watch }),
-        }
-    }
-
-    fn watch(&self, installed: &Installed, stage: Stage, healthy_s: u64) -> Arc<Watch> {
-        let rules = Rules {
-            healthy: Duration::from_secs(healthy_s),
-            slower_max: self.config.slower_max,
-            differ_percent_max: self.config.differ_percent_max,
-        };
-        let (floor, commands) = (self.floor.clone(), self.commands.clone());
-        // Off the requests' path at once, whatever this thread is at; for good once it hears of it.
-        let alarm = move |failed: Failed| {
-            floor.withdraw(&failed.name);
-            drop(commands.send(Command::TrialFailed(failed)));
-        };
-        Arc::new(Watch::new(&installed.name, installed.digest, rules, stage, Box::new(alarm)))
-    }
-
-    /// Does what the time leads to.
-    fn look_at_trials(&mut self, updater: Option<&mut Updater>) {
-        let Some(updater) = updater else { return };
-        let due = self.watches.iter().filter_map(|(name, watch)| Some((name.clone(), watch.due()?)));
-        let due: Vec<(String, Step)> = due.collect();
-        for (name, step) in due {
-            let store = updater.store_mut();
-            let done = match step {
-                Step::Next(stage) => store.enter_stage(&name, stage),
-                Step::Commit => store.settle(&name),
-            };
-            if let Err(error) = done {
-                log::error!(model = &*name; "its trial cannot go on: {error}");
-                continue;
-            }
-            if let Some(watch) = self.watches.get(&name) {
-                watch.advance(step);
-            }
-            match step {
-                Step::Next(stage) => log::info!(model = &*name, stage = stage.name(); "trial goes on"),
-                Step::Commit => log::info!(model = &*name; "trial over: the version is committed"),
-            }
-            self.open_active(store);
-            self.tell_fleet();
-        }
-    }
-
-    fn trial_failed(&mut self, updater: Option<&mut Updater>, failed: &Failed) {
-        let Some(updater) = updater else { return };
-        let store = updater.store_mut();
-        let model = store.installed(&failed.name);
-        let Some(model) = model.filter(|m| m.digest == failed.digest && m.trial.is_some()) else { return };
-        let stage = model.trial.map_or("trial", |trial| trial.stage.name());
-        log::error!(model = &*model.name, version = model.version, stage; "trial failed: {}", failed.fault);
-        if let Err(error) = self.take_back(store, &model, &failed.fault) {
-            log::error!(model = &*failed.name; "update not taken back: {error}");
-            return;
-        }
-        self.open_active(store);
-        self.tell_fleet();
-    }
-
-    /// Puts the version before back, for good.
-    fn take_back(&self, store: &mut Store, model: &Installed, fault: &Fault) -> Result<(), StoreError> {
-        let stage = model.trial.map(|trial| trial.stage);
-        let reason = match stage {
-            Some(stage) => format!("trial ({}): {fault}", stage.name()),
-            None => fault.to_string(),
-        };
-        let back = store.revert(&model.name, &reason)?;
-        let to = back.map(|model| model.version);
-        log::error!(model = &*model.name, version = model.version, to:?; "update taken back: {reason}");
-        self.show(&model.name, model.version, "rolled-back", stage, Some(reason));
-        Ok(())
-    }
-
-    /// An active version that cannot be loaded here is taken back: when it is on trial, or when it is new and there
-    /// is one to go back to.
-    fn not_loaded(&mut self, updater: Option<&mut Updater>, failed: LoadFailed) {
-        let Some(updater) = updater else { return };
-        let store = updater.store_mut();
-        let model = store.installed(&failed.name).filter(|model| model.digest == failed.digest);
-        let Some(model) = model else { return };
-        let new = self.fresh.contains(&failed.digest) && model.previous.is_some();
-        if model.trial.is_none() && !new {
-            return;
-        }
-        match self.take_back(store, &model, &Fault::NotLoaded(failed.reason)) {
-            Ok(()) => {
-                self.open_active(store);
-                self.tell_fleet();
-            }
-            Err(error) => log::error!(model = &*failed.name; "update not taken back: {error}"),
-        }
-    }
-}
-
-impl SignedModel {
-    /// The bundle of that digest, if it is among what was opened.
-    fn opened(&self, digest: Digest) -> Option<Result<Bundle, String>> {
-        let candidate = self.candidate.as_ref().map(|candidate| &candidate.bundle);
-        let mut opened = std::iter::once(&self.bundle).chain(candidate);
-        opened.find(|bundle| bundle.as_ref().is_ok_and(|bundle| bundle.digest == digest)).cloned()
-    }
-}
-
-impl From<Outcome> for Report {
-    fn from(outcome: Outcome) -> Report {
-        let refusals = |refused: Vec<tractd_update::Refused>| {
-            let trouble =
-                |r: tractd_update::Refused| Trouble { model: r.model, version: r.version, reason: r.reason };
-            refused.into_iter().map(trouble).collect()
-        };
-        let activated =
-            outcome.activated.iter().map(|model| format!("{}@{}", model.name, model.version)).collect();
-        let failed =
-            |f: tractd_update::Failure| Trouble { model: f.model, version: f.version, reason: f.reason };
-        Report {
-            ok: true,
-            error: None,
-            activated,
-            refused: refusals(outcome.refused),
-            failed: outcome.failed.into_iter().map(failed).collect(),
-            waiting: refusals(outcome.waiting),
-            no_rollout: outcome.no_rollout,
-            clock_untrusted: outcome.clock_untrusted,
         }
     }
 }

@@ -40,6 +40,28 @@ runuser -u asker -- tractctl infer digits --image "$png" --json >/tmp/answer
 grep -q '"signed":true' /tmp/answer && grep -q '"version":2' /tmp/answer
 say "provisioned: version 2, signed, pulled and proven under the unit's sandbox"
 
+# A serial line, which the unit alone must not see, and with the drop-in does.
+printf '[[gateway]]\npath = "/dev/ttyUSB0"\n' >/etc/tractd/tractd.toml
+/test/serial-device /dev/ttyUSB0 digits "$png" >/tmp/line 2>&1 &
+device=$!
+for _ in $(seq 50); do [ -e /dev/ttyUSB0 ] && break; sleep 0.1; done
+chgrp dialout "$(readlink /dev/ttyUSB0)"
+chmod 660 "$(readlink /dev/ttyUSB0)"
+line() { runuser -u asker -- tractctl status --json 2>/dev/null | grep -q "\"open\":$1,\"opened\":$2,"; }
+systemctl restart tractd.service
+sleep 2 # the line is tried every second
+line false 0
+install -D -m 644 /usr/share/doc/tractd/examples/serial-gateway.conf /etc/systemd/system/tractd.service.d/serial-gateway.conf
+systemctl daemon-reload
+systemctl restart tractd.service
+wait "$device" || { cat /tmp/line; exit 1; }
+line true 1
+digit=$(basename "$png" | cut -c 1)
+[ "$(cat /tmp/line)" = "$digit" ]
+say "a device on a serial line, with the drop-in and not without: it is a $(cat /tmp/line)"
+rm -r /etc/systemd/system/tractd.service.d /etc/tractd/tractd.toml /dev/ttyUSB0
+systemctl daemon-reload
+
 systemctl restart tractd.service
 systemctl is-active --quiet tractd.service
 runuser -u asker -- tractctl infer digits --image "$png" >/dev/null

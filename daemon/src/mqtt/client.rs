@@ -141,6 +141,8 @@ pub(super) struct Connection {
     /// None once the connection is over.
     polling: Option<Polling>,
     behind: bool,
+    /// Something was turned away since the last packet went out.
+    full: bool,
     /// What was still to be told when the connection ended, and why it did.
     remains: VecDeque<Packet>,
     loss: Option<Loss>,
@@ -183,6 +185,7 @@ impl Connection {
             client,
             polling,
             behind: false,
+            full: false,
             remains: VecDeque::new(),
             loss: None,
             unsent,
@@ -195,9 +198,11 @@ impl Connection {
         self.behind
     }
 
-    /// The next event. Safe to drop and call again; never returns once the connection is over.
+    /// The next event. Safe to drop and call again; never returns once the connection is over. What went out is of
+    /// interest to whom there was no room for before, and to nobody else: each turn of the caller's costs as much as
+    /// the writing.
     pub(super) async fn next(&mut self) -> Event {
-        if let Some(polling) = &mut self.polling {
+        while let Some(polling) = &mut self.polling {
             let Polled { event_loop, packet, behind } = polling.await;
             self.polling = None;
             self.behind = behind;
@@ -205,7 +210,10 @@ impl Connection {
                 Ok(Packet::WroteDisconnect) => return Event::Closed,
                 Ok(packet) => {
                     self.polling = Some(poll(event_loop));
-                    return self.event(packet);
+                    match self.event(packet) {
+                        Event::Sent if !std::mem::take(&mut self.full) => {}
+                        event => return event,
+                    }
                 }
                 Err(loss) => {
                     self.remains = remains(event_loop);
@@ -261,7 +269,7 @@ impl Connection {
         if done && message.qos == Qos::AtLeastOnce {
             self.unsent.push_back(tag);
         }
-        if done { Ok(()) } else { Err(Full) }
+        self.room_for(done)
     }
 
     /// Acknowledges an arrival of this connection.
@@ -279,7 +287,7 @@ impl Connection {
                 client.try_ack(&publish).is_ok()
             }
         };
-        if done { Ok(()) } else { Err(Full) }
+        self.room_for(done)
     }
 
     /// Subscribes to all filters in one packet.
@@ -295,7 +303,7 @@ impl Connection {
                 client.try_subscribe_many(filters.iter().map(filter)).is_ok()
             }
         };
-        if done { Ok(()) } else { Err(Full) }
+        self.room_for(done)
     }
 
     /// Ends a subscription.
@@ -304,7 +312,7 @@ impl Connection {
             Client::V4(client) => client.try_unsubscribe(filter).is_ok(),
             Client::V5(client) => client.try_unsubscribe(filter).is_ok(),
         };
-        if done { Ok(()) } else { Err(Full) }
+        self.room_for(done)
     }
 
     /// Ends the connection in order; the broker then drops our will. [`Event::Closed`] follows.
@@ -313,6 +321,12 @@ impl Connection {
             Client::V4(client) => client.try_disconnect().is_ok(),
             Client::V5(client) => client.try_disconnect().is_ok(),
         };
+        self.room_for(done)
+    }
+
+    /// What was handed over, or not.
+    fn room_for(&mut self, done: bool) -> Result<(), Full> {
+        self.full |= !done;
         if done { Ok(()) } else { Err(Full) }
     }
 }
@@ -544,7 +558,7 @@ fn arrival_v5(publish: packet5::Publish) -> Packet {
         correlation: p.correlation_data.map(|data| Bytes::copy_from_slice(&data)),
         expiry_s: p.message_expiry_interval,
         content_type: p.content_type,
-        user: p.user_properties,
+        user: Vec::new(),
     });
     let arrival = Arrival {
         topic,
@@ -563,7 +577,11 @@ fn properties_to_v5(properties: &Properties) -> packet5::PublishProperties {
         correlation_data: properties.correlation.clone(),
         message_expiry_interval: properties.expiry_s,
         content_type: properties.content_type.clone(),
-        user_properties: properties.user.clone(),
+        user_properties: properties
+            .user
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone()))
+            .collect(),
         ..packet5::PublishProperties::default()
     }
 }
@@ -619,5 +637,43 @@ fn loss_v5(error: v5::ConnectionError) -> Loss {
         E::MqttState(S::ConnectionAborted) => Loss::Closed,
         E::MqttState(S::AwaitPingResp) => Loss::Broken(SILENT.to_owned()),
         other => Loss::Broken(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mqtt::config::Config;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    /// Lets its only client in, and takes whatever comes.
+    async fn broker(listener: tokio::net::TcpListener) {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut bytes = [0; 4096];
+        assert!(client.read(&mut bytes).await.unwrap() > 0);
+        client.write_all(b"\x20\x03\0\0\0").await.unwrap();
+        while client.read(&mut bytes).await.is_ok_and(|length| length > 0) {}
+    }
+
+    #[tokio::test]
+    async fn what_went_out_is_told_to_whom_there_was_no_room_for() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("mqtt://{}", listener.local_addr().unwrap());
+        tokio::spawn(broker(listener));
+        let settings = Config { url, ..Config::default() }.settings("n1").unwrap();
+        let certificates = Certificates::new(&crate::config::Config::default(), 0);
+        let will = Message::notice("status".to_owned(), "lost");
+        let mut connection = Connection::open(&settings, &certificates, &will, false).unwrap();
+        assert!(matches!(connection.next().await, Event::Connected(_)));
+
+        let message = Message { qos: Qos::AtMostOnce, retain: false, ..will };
+        connection.publish(0, &message).unwrap();
+        let told = timeout(Duration::from_millis(100), connection.next()).await;
+        assert!(told.is_err(), "{told:?}");
+
+        while connection.publish(0, &message).is_ok() {}
+        assert!(matches!(connection.next().await, Event::Sent));
+        assert_eq!(connection.publish(0, &message), Ok(()));
     }
 }

@@ -80,7 +80,6 @@ impl Exchange {
             Ok(_) => return Incoming::Drop(Dropped::Topic),
             Err(error) => return self.misnamed(arrival, &error),
         };
-        let own_mailbox = Topic::Reply { client: topic.client, id: None }.under(prefix).to_string();
         let mut address = Address {
             topic: topic.reply().under(prefix).to_string(),
             correlation: arrival.properties.correlation.clone(),
@@ -102,6 +101,7 @@ impl Exchange {
             return refuse(address, Status::Malformed, detail);
         }
         if let Some(wanted) = &arrival.properties.response_topic {
+            let own_mailbox = Topic::Reply { client: topic.client, id: None }.under(prefix).to_string();
             if !lies_under(&own_mailbox, wanted) {
                 // The topic names the requester as the broker authenticated it; the property is only a wish.
                 return refuse(
@@ -259,9 +259,9 @@ impl Address {
     }
 }
 
-fn user_properties(reply: &Reply) -> Vec<(String, String)> {
-    let mut user = vec![("status".to_owned(), reply.status.code().to_string())];
-    let mut add = |key: &str, value: String| user.push((key.to_owned(), value));
+fn user_properties(reply: &Reply) -> Vec<(&'static str, String)> {
+    let mut user = vec![("status", reply.status.code().to_string())];
+    let mut add = |key, value: String| user.push((key, value));
     if !reply.model.is_empty() {
         add("model", reply.model.to_string());
     }

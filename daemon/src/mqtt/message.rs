@@ -19,7 +19,8 @@ pub(super) struct Properties {
     /// Remaining life, in seconds, as the broker counted it down.
     pub(super) expiry_s: Option<u32>,
     pub(super) content_type: Option<String>,
-    pub(super) user: Vec<(String, String)>,
+    /// Of a reply; nobody reads a request's.
+    pub(super) user: Vec<(&'static str, String)>,
 }
 
 /// A publish on its way out.

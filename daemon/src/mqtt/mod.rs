@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at, sleep_until};
 
 use self::backoff::Backoff;
 use self::client::{Connection, Full, Loss};
@@ -104,6 +104,24 @@ enum Said {
     Lost(std::mem::Discriminant<Loss>),
 }
 
+/// Everything but broker and replies that the shell waits for; it comes seldom.
+struct Surroundings<T> {
+    observer: Observer,
+    /// None once nobody can change them any more.
+    models: Option<watch::Receiver<u64>>,
+    metrics: Option<Interval>,
+    tick: Interval,
+    reloads: watch::Receiver<T>,
+    shutdown: watch::Receiver<bool>,
+}
+
+enum Happened {
+    Event(Event),
+    /// The files may be others.
+    Reload,
+    Shutdown,
+}
+
 enum Link {
     Down { until: Instant },
     Up(Box<Connection>),
@@ -143,33 +161,29 @@ impl Shell {
     async fn run<T>(
         mut self,
         observer: Observer,
-        mut reloads: watch::Receiver<T>,
-        mut shutdown: watch::Receiver<bool>,
+        reloads: watch::Receiver<T>,
+        shutdown: watch::Receiver<bool>,
     ) {
-        let mut changed = observer.changed();
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let metrics_wanted = self.settings.metrics_interval.is_some();
-        let mut metrics = interval(self.settings.metrics_interval.unwrap_or(TICK));
-        metrics.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        metrics.tick().await;
         self.room.handle(self.now(), Event::Models(observer.models()));
-        let mut models_watched = true;
+        let surroundings = Surroundings::new(observer, self.settings.metrics_interval, reloads, shutdown);
+        // Kept from turn to turn: to begin to wait for five things and to stop again costs a request more than its own
+        // way through here.
+        let mut around = Box::pin(surroundings.next());
         loop {
             let event = tokio::select! {
                 event = self.link.next() => Event::Link(event),
                 Some((job, Outgoing::Reply(reply))) = self.replied.recv() => Event::Reply { job, reply },
-                alive = changed.changed(), if models_watched => {
-                    models_watched = alive.is_ok();
-                    Event::Models(observer.models())
+                (happened, surroundings) = &mut around => {
+                    around.set(surroundings.next());
+                    match happened {
+                        Happened::Event(event) => event,
+                        Happened::Reload => {
+                            self.stamped = None;
+                            Event::Tick
+                        }
+                        Happened::Shutdown => break,
+                    }
                 }
-                _ = metrics.tick(), if metrics_wanted => Event::Metrics(observer.status()),
-                _ = tick.tick() => Event::Tick,
-                Ok(()) = reloads.changed() => {
-                    self.stamped = None;
-                    Event::Tick
-                }
-                _ = shutdown.wait_for(|down| *down) => break,
             };
             self.step(event);
         }
@@ -356,6 +370,55 @@ impl Shell {
     fn now(&self) -> Now {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Now { at: self.started.elapsed(), unix_ms: unix.as_millis() as u64 }
+    }
+}
+
+impl<T> Surroundings<T> {
+    fn new(
+        observer: Observer,
+        metrics_interval: Option<Duration>,
+        reloads: watch::Receiver<T>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Surroundings<T> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let metrics = metrics_interval.map(|every| {
+            let mut metrics = interval_at(Instant::now() + every, every);
+            metrics.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            metrics
+        });
+        Surroundings { models: Some(observer.changed()), observer, metrics, tick, reloads, shutdown }
+    }
+
+    async fn next(mut self) -> (Happened, Surroundings<T>) {
+        let happened = tokio::select! {
+            alive = changed(&mut self.models) => {
+                if !alive {
+                    self.models = None;
+                }
+                Happened::Event(Event::Models(self.observer.models()))
+            }
+            () = ticked(&mut self.metrics) => Happened::Event(Event::Metrics(self.observer.status())),
+            _ = self.tick.tick() => Happened::Event(Event::Tick),
+            Ok(()) = self.reloads.changed() => Happened::Reload,
+            _ = self.shutdown.wait_for(|down| *down) => Happened::Shutdown,
+        };
+        (happened, self)
+    }
+}
+
+/// Whether whoever tells of changes is still there, once one has happened; never where nobody is.
+async fn changed(changes: &mut Option<watch::Receiver<u64>>) -> bool {
+    match changes {
+        Some(changes) => changes.changed().await.is_ok(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn ticked(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
     }
 }
 

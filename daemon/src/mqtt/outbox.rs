@@ -6,6 +6,7 @@
 //! broker still has either the request or the reply.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::client::Token;
 use super::exchange::Address;
@@ -31,7 +32,7 @@ pub(super) struct Limits {
 
 #[derive(Debug)]
 struct Entry {
-    message: Message,
+    message: Arc<Message>,
     /// Where a refusal goes should the message turn out too large; none for notices.
     address: Option<Address>,
     /// Requests that this message answers.
@@ -58,7 +59,7 @@ pub(super) struct NoRoom(pub(super) Vec<Pending>);
 /// A message that was taken out again.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Taken {
-    pub(super) message: Message,
+    pub(super) message: Arc<Message>,
     pub(super) address: Option<Address>,
     pub(super) answers: Vec<Pending>,
 }
@@ -81,10 +82,11 @@ impl Outbox {
     /// The bounds are reached; the message is dropped.
     pub(super) fn push(
         &mut self,
-        message: Message,
+        message: impl Into<Arc<Message>>,
         address: Option<Address>,
         answers: Vec<Pending>,
     ) -> Result<Tag, NoRoom> {
+        let message = message.into();
         if message.retain {
             self.entries.retain(|_, entry| {
                 let stale = entry.message.retain && !entry.sent && entry.message.topic == message.topic;
@@ -106,7 +108,7 @@ impl Outbox {
     }
 
     /// The next message to hand over, unless the window is full.
-    pub(super) fn next(&self) -> Option<(Tag, &Message)> {
+    pub(super) fn next(&self) -> Option<(Tag, &Arc<Message>)> {
         let (tag, entry) = self.entries.iter().find(|(_, entry)| !entry.sent)?;
         let free = entry.message.qos == Qos::AtMostOnce || self.inflight < self.window;
         free.then_some((*tag, &entry.message))
@@ -325,7 +327,7 @@ mod tests {
         // 13 bytes of framing, 1 of topic.
         assert!(outbox.take_larger_than(22).is_empty());
         let taken = outbox.take_larger_than(21);
-        let large = message("r", "12345678", Qos::AtLeastOnce);
+        let large = message("r", "12345678", Qos::AtLeastOnce).into();
         assert_eq!(taken, [Taken { message: large, address: None, answers: vec![Pending(3)] }]);
         assert_eq!(pump(&mut outbox), ["1"]);
     }

@@ -2,6 +2,7 @@
 //! The second gets the answer of the first.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,14 +47,14 @@ pub(super) enum Seen {
     /// It is being worked on under this number.
     Working(u64),
     /// It was answered with this message, last sent under this tag.
-    Answered(Tag, Message),
+    Answered(Tag, Arc<Message>),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
-    entries: HashMap<Key, (Duration, Seen)>,
+    entries: HashMap<Arc<Key>, (Duration, Seen)>,
     /// In order of arrival, with when each may go; superseded ones are recognised by their time.
-    order: VecDeque<(Duration, Key)>,
+    order: VecDeque<(Duration, Arc<Key>)>,
     bytes: usize,
 }
 
@@ -63,7 +64,14 @@ impl Repeats {
     }
 
     /// A request goes to work; it is remembered until its deadline.
-    pub(super) fn working(&mut self, now: Duration, key: Key, job: u64, deadline: Option<Duration>) {
+    pub(super) fn working(
+        &mut self,
+        now: Duration,
+        key: impl Into<Arc<Key>>,
+        job: u64,
+        deadline: Option<Duration>,
+    ) {
+        let key = key.into();
         let until = now + deadline.unwrap_or(KEEP);
         self.forget(&key);
         while let Some((oldest_until, oldest)) = self.order.front() {
@@ -78,7 +86,7 @@ impl Repeats {
     }
 
     /// It has been answered.
-    pub(super) fn answered(&mut self, key: &Key, tag: Tag, message: &Message) {
+    pub(super) fn answered(&mut self, key: &Key, tag: Tag, message: &Arc<Message>) {
         let Some((_, seen)) = self.entries.get_mut(key) else { return };
         *seen = Seen::Answered(tag, message.clone());
         self.bytes += message.payload.len();
@@ -126,8 +134,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn reply(bytes: usize) -> Message {
-        Message { retain: false, ..Message::notice("res".to_owned(), vec![0; bytes]) }
+    fn reply(bytes: usize) -> Arc<Message> {
+        Message { retain: false, ..Message::notice("res".to_owned(), vec![0; bytes]) }.into()
     }
 
     #[test]

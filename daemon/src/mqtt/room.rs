@@ -1,6 +1,7 @@
 //! What happens on the connection and what follows from it. Pure: events and the time go in, effects come out.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -81,7 +82,7 @@ pub(super) enum Effect {
     CheckUpdates,
     Subscribe(Vec<(String, Qos)>),
     Unsubscribe(String),
-    Publish(Tag, Message),
+    Publish(Tag, Arc<Message>),
     Acknowledge(Token),
     /// Disconnect in order.
     Close,
@@ -115,7 +116,7 @@ pub(super) struct Counters {
 struct Job {
     address: Address,
     answers: Vec<Pending>,
-    key: Option<Key>,
+    key: Option<Arc<Key>>,
 }
 
 /// How far the farewell is.
@@ -484,7 +485,7 @@ impl Room {
         let named = ask.correlation.is_some();
         // Without a name of its own only the broker's word makes a request a repetition.
         let key = (named || arrival.qos == Qos::AtLeastOnce)
-            .then(|| Key::new(ask.correlation, ask.address.topic(), arrival));
+            .then(|| Arc::new(Key::new(ask.correlation, ask.address.topic(), arrival)));
         let seen = key.as_ref().filter(|_| named || arrival.dup);
         match seen.and_then(|key| self.repeats.seen(now.at, key)).cloned() {
             Some(Seen::Working(job)) if self.jobs.contains_key(&job) => {
@@ -521,7 +522,7 @@ impl Room {
         self.reply(address, reply, key, answers);
     }
 
-    fn reply(&mut self, address: Address, reply: &Reply, key: Option<Key>, answers: Vec<Pending>) {
+    fn reply(&mut self, address: Address, reply: &Reply, key: Option<Arc<Key>>, answers: Vec<Pending>) {
         let mut status = reply.status;
         let mut message = address.message(reply);
         let (bytes, limit) = (message.packet_bytes_max(), self.reply_bytes_max());
@@ -533,6 +534,7 @@ impl Room {
         if status != Status::Ok {
             *self.counters.refused.entry(status.code()).or_default() += 1;
         }
+        let message = Arc::new(message);
         let remembered = key.map(|key| (key, message.clone()));
         let tag = self.send(Some(message), Some(address), answers);
         match (remembered, tag) {
@@ -547,12 +549,13 @@ impl Room {
     /// Puts a message into the outbox. Where it doesn't fit, its requests are let go of, counted.
     fn send(
         &mut self,
-        message: Option<Message>,
+        message: Option<impl Into<Arc<Message>>>,
         address: Option<Address>,
         answers: Vec<Pending>,
     ) -> Option<Tag> {
         let limit = self.reply_bytes_max();
-        let message = message.filter(|message| message.packet_bytes_max() <= limit);
+        let message =
+            message.map(Into::<Arc<Message>>::into).filter(|message| message.packet_bytes_max() <= limit);
         let pushed = match message {
             Some(message) => self.outbox.push(message, address, answers),
             None => Err(NoRoom(answers)),
@@ -657,7 +660,7 @@ impl Room {
         let others = self.metrics_bytes_per_day.saturating_sub(bytes as u64).max(1);
         self.metrics_due = now + DAY.mul_f64(bytes as f64 / others as f64).min(DAY);
         if bytes <= self.reply_bytes_max() {
-            self.effects.push_back(Effect::Publish(UNTRACKED, message));
+            self.effects.push_back(Effect::Publish(UNTRACKED, message.into()));
         }
     }
 
