@@ -24,9 +24,6 @@ pub(super) const SHORT_US: u64 = 200;
 /// And a thread for which more has come in: no longer than the handing over would keep it.
 pub(super) const BRIEF_US: u64 = 25;
 
-/// Bytes that are copied in a microsecond: what is handed over is first copied out of the buffer it came in.
-pub(super) const COPIED_BYTES_PER_US: u64 = 10_000;
-
 /// The label under which a version on trial can be asked for.
 const CANARY: &str = "canary";
 
@@ -109,13 +106,9 @@ impl Floor {
     /// Whether the thread that brings a request runs it, too. Only tensors: what an image costs is known once it is
     /// decoded. Nothing on trial: it has yet to show how long it takes.
     fn runs_here(&self, state: &State, found: &Found, request: &Request, spare: Spare) -> bool {
-        let copy_us = || match request.payload.is_shared() {
-            true => request.payload.bytes() / COPIED_BYTES_PER_US,
-            false => 0,
-        };
         let longest_us = match spare {
             Spare::None => return false,
-            Spare::Some if self.limits.workers > 1 => SHORT_US.min(BRIEF_US + copy_us()),
+            Spare::Some if self.limits.workers > 1 => BRIEF_US,
             Spare::Some | Spare::Plenty => SHORT_US,
         };
         let usual_us = || state.scheduler.service_us(found.slot);

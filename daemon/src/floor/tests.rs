@@ -1,6 +1,6 @@
 //! Which requests run where they arrive, and that such a run is like any other.
 
-use super::requests::{BRIEF_US, COPIED_BYTES_PER_US, SHORT_US};
+use super::requests::{BRIEF_US, SHORT_US};
 use super::*;
 use crate::intake::{Origin, Payload, Reply, Spare, TensorDesc};
 use bytes::Bytes;
@@ -78,21 +78,6 @@ fn short_runs_are_the_arriving_threads_own() {
     check(1, SHORT_US, Spare::Some, true);
     // How long the first run takes, nobody knows.
     check(2, 0, Spare::Plenty, false);
-}
-
-#[test]
-fn a_run_no_longer_than_handing_over_and_copying_is_the_arriving_threads_own() {
-    let runs_here = |service_us, body: Bytes| {
-        let Payload::Tensors { descs, .. } = request().payload else { panic!("tensors") };
-        let request = Request { payload: Payload::Tensors { descs, body }, ..request() };
-        submit(&floor(2, service_us), request, Spare::Some).0.is_some()
-    };
-    let packet = Bytes::from(vec![0; 100 + 5 * COPIED_BYTES_PER_US as usize]);
-    let part = || packet.slice(100..);
-    assert!(runs_here(BRIEF_US + 5, part()));
-    assert!(!runs_here(BRIEF_US + 6, part()));
-    // What has its buffer to itself is not copied.
-    assert!(!runs_here(BRIEF_US + 1, Bytes::from(part().to_vec())));
 }
 
 #[test]
