@@ -47,15 +47,13 @@ device=$!
 for _ in $(seq 50); do [ -e /dev/ttyUSB0 ] && break; sleep 0.1; done
 chgrp dialout "$(readlink /dev/ttyUSB0)"
 chmod 660 "$(readlink /dev/ttyUSB0)"
-line() { runuser -u asker -- tractctl status --json 2>/dev/null | grep -q "\"open\":$1,\"opened\":$2,"; }
 systemctl restart tractd.service
 sleep 2 # the line is tried every second
-line false 0
+runuser -u asker -- tractctl status --json 2>/dev/null | grep -q '"open":false,"opened":0,'
 install -D -m 644 /usr/share/doc/tractd/examples/serial-gateway.conf /etc/systemd/system/tractd.service.d/serial-gateway.conf
 systemctl daemon-reload
 systemctl restart tractd.service
 wait "$device" || { cat /tmp/line; exit 1; }
-line true 1
 digit=$(basename "$png" | cut -c 1)
 [ "$(cat /tmp/line)" = "$digit" ]
 say "a device on a serial line, with the drop-in and not without: it is a $(cat /tmp/line)"
