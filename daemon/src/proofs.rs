@@ -80,6 +80,11 @@ impl Proofs {
         if let Some(measured) = self.known(bundle) {
             return Ok(measured);
         }
+        self.measure_again(bundle)
+    }
+
+    /// Tries the bundle now, and remembers that instead of what was measured earlier.
+    pub(crate) fn measure_again(&self, bundle: &Bundle) -> Result<Measured, Refusal> {
         let measured = self.measure(bundle)?;
         self.remember(bundle.digest, measured);
         Ok(measured)
