@@ -75,6 +75,8 @@ impl Site {
             assert!(Instant::now() < deadline, "mosquitto listens");
             std::thread::sleep(Duration::from_millis(20));
         }
+        let ended = self.broker.as_mut().unwrap().try_wait().unwrap();
+        assert!(ended.is_none(), "somebody else has port {port}, or that of another listener: {ended:?}");
     }
 
     pub(crate) fn stop_broker(&mut self) {
