@@ -83,14 +83,27 @@ impl Floor {
 
     /// The version on trial is the one that answers from now on.
     pub(crate) fn promote(&self, name: &str) {
+        self.end_trial(name, Version::Candidate);
+    }
+
+    /// The version on trial is gone, and the one before answers alone.
+    pub(crate) fn withdraw(&self, name: &str) {
+        self.end_trial(name, Version::Incumbent);
+    }
+
+    fn end_trial(&self, name: &str, winner: Version) {
         let mut state = self.state();
         let Some(model) = state.models.get_mut(name) else { return };
-        let (id, stable) = (model.id, model.slot);
         let Some(candidate) = model.candidate.take() else { return };
-        model.slot = candidate;
-        state.scheduler.set_route(id, Route::to(candidate)).expect("it was routed to before");
-        state.trials.remove(&candidate);
-        let orphans = state.remove_slot(stable);
+        let (stays, goes) = match winner {
+            Version::Candidate => (candidate, model.slot),
+            Version::Incumbent => (model.slot, candidate),
+        };
+        model.slot = stays;
+        let id = model.id;
+        state.scheduler.set_route(id, Route::to(stays)).expect("both versions had a share of the route");
+        state.trials.remove(&stays);
+        let orphans = state.remove_slot(goes);
         drop(state);
         self.release(orphans);
         self.announce();
@@ -103,20 +116,6 @@ impl Floor {
         if let Some(slot) = lone {
             state.trials.remove(&slot);
         }
-    }
-
-    /// The version on trial is gone, and the one before answers alone.
-    pub(crate) fn withdraw(&self, name: &str) {
-        let mut state = self.state();
-        let Some(model) = state.models.get_mut(name) else { return };
-        let (id, stable) = (model.id, model.slot);
-        let Some(candidate) = model.candidate.take() else { return };
-        state.scheduler.set_route(id, Route::to(stable)).expect("it answered before");
-        state.trials.remove(&stable);
-        let orphans = state.remove_slot(candidate);
-        drop(state);
-        self.release(orphans);
-        self.announce();
     }
 
     /// The version on trial beside the one that answers.

@@ -36,11 +36,8 @@ impl Updates {
             self.show(&installed.name, installed.version, "committed", None, None);
         }
         let previous = installed.previous.as_ref().map(|release| release.version);
-        let known = self.signed.get(&installed.name).and_then(|known| known.opened(installed.digest));
-        let bundle = known.unwrap_or_else(|| {
-            store.bundle(&installed.name, &Limits::default()).map_err(|error| error.to_string())
-        });
-        let (version, digest) = (installed.version, installed.digest);
+        let (name, version, digest) = (&installed.name, installed.version, installed.digest);
+        let bundle = self.opened(name, digest, || store.bundle(name, &Limits::default()));
         SignedModel { version, digest, previous, bundle, watch: None, candidate: None }
     }
 
@@ -59,18 +56,12 @@ impl Updates {
             None => self.watch(installed, stage, healthy_s),
         };
         self.watches.insert(name.clone(), watch.clone());
-        let known = self.signed.get(name);
-        let opened = known.and_then(|known| known.opened(installed.digest));
-        let bundle = opened
-            .unwrap_or_else(|| store.bundle(name, &Limits::default()).map_err(|error| error.to_string()));
+        let bundle = self.opened(name, installed.digest, || store.bundle(name, &Limits::default()));
         let Some(before) = &installed.previous else {
             let (version, digest, watch) = (installed.version, installed.digest, Some(watch));
             return SignedModel { version, digest, previous: None, bundle, watch, candidate: None };
         };
-        let opened = known.and_then(|known| known.opened(before.digest));
-        let incumbent = opened.unwrap_or_else(|| {
-            store.previous_bundle(name, &Limits::default()).map_err(|error| error.to_string())
-        });
+        let incumbent = self.opened(name, before.digest, || store.previous_bundle(name, &Limits::default()));
         SignedModel {
             version: before.version,
             digest: before.digest,
@@ -79,6 +70,17 @@ impl Updates {
             watch: None,
             candidate: Some(Candidate { bundle, watch }),
         }
+    }
+
+    /// The bundle of that digest, as it was opened before, or opened and hashed now.
+    fn opened(
+        &self,
+        name: &str,
+        digest: Digest,
+        open: impl FnOnce() -> Result<Bundle, StoreError>,
+    ) -> Result<Bundle, String> {
+        let known = self.signed.get(name).and_then(|known| known.opened(digest));
+        known.unwrap_or_else(|| open().map_err(|error| error.to_string()))
     }
 
     fn watch(&self, installed: &Installed, stage: Stage, healthy_s: u64) -> Arc<Watch> {
