@@ -150,18 +150,24 @@ def quantise(model, samples):
     return quantised
 
 
-def run(model, inputs, fused=True):
-    """The model's output for each input, by ONNX Runtime on one CPU thread; stacked on the first axis. Not `fused`, it runs
-    node by node as ONNX says."""
-    import numpy as np
+def runtime(file, fused=True):
+    """ONNX Runtime on one CPU thread, with a model; not `fused`, it runs node by node as ONNX says. It says what fails by
+    exceptions alone."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     if not fused:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def run(model, inputs, fused=True):
+    """The model's output for each input, by ONNX Runtime; stacked on the first axis."""
+    import numpy as np
+
+    session = runtime(model.SerializeToString(), fused)
     name = session.get_inputs()[0].name
     return np.concatenate([session.run(None, {name: x})[0] for x in inputs])
 

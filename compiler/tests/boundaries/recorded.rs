@@ -1,5 +1,10 @@
 //! Reads `models/boundaries.cases`.
 
+#[path = "../models/part.rs"]
+mod part;
+
+use part::part;
+
 /// One of the graphs and what ONNX Runtime makes of it.
 pub(crate) struct Recorded<'f> {
     /// Of the test and the how manieth of its graphs.
@@ -13,16 +18,10 @@ pub(crate) struct Recorded<'f> {
 
 pub(crate) fn graphs() -> Vec<Recorded<'static>> {
     let mut file: &[u8] = include_bytes!("../models/boundaries.cases");
-    let mut part = || {
-        let (length, rest) = file.split_first_chunk::<4>()?;
-        let (part, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-        file = rest;
-        Some(part)
-    };
     let mut graphs = vec![];
-    while let Some(name) = part() {
-        let name = std::str::from_utf8(name).unwrap();
-        let [model, inputs, outputs] = std::array::from_fn(|_| part().unwrap());
+    while !file.is_empty() {
+        let name = std::str::from_utf8(part(&mut file)).unwrap();
+        let [model, inputs, outputs] = std::array::from_fn(|_| part(&mut file));
         graphs.push(Recorded { name, model, inputs, outputs });
     }
     graphs

@@ -7,6 +7,11 @@ use tract_onnx::tract_hir::infer::Factoid;
 use tractd_compiler::{Compiled, Form, Options, Port, compile};
 use tractd_kernels::Tier;
 
+#[path = "../models/part.rs"]
+mod part;
+
+use part::part;
+
 /// A recorded graph.
 pub(crate) struct Case<'a> {
     pub(crate) name: &'a str,
@@ -19,12 +24,6 @@ pub(crate) struct Case<'a> {
 
 /// Those of one of the files in `models`.
 pub(crate) fn cases(mut file: &[u8]) -> Vec<Case<'_>> {
-    fn part<'a>(file: &mut &'a [u8]) -> &'a [u8] {
-        let (length, rest) = file.split_first_chunk::<4>().unwrap();
-        let (part, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-        *file = rest;
-        part
-    }
     let mut cases = vec![];
     while !file.is_empty() {
         let name = std::str::from_utf8(part(&mut file)).unwrap();
