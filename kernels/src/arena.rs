@@ -13,10 +13,9 @@ pub(crate) struct Aligned<T = u8> {
 }
 
 impl<T: Copy + Default> Aligned<T> {
-    /// `zero` is the element's zero.
-    fn filled(zero: T, len: usize) -> Aligned<T> {
+    pub(crate) fn zeroed(len: usize) -> Aligned<T> {
         let size = size_of::<T>();
-        let memory = vec![zero; len + LINE / size - 1];
+        let memory = vec![T::default(); len + LINE / size - 1];
         let start = memory.as_ptr().addr().wrapping_neg() % LINE / size;
         Aligned { memory, used: start..start + len }
     }
@@ -33,32 +32,6 @@ impl<T> std::ops::Deref for Aligned<T> {
 impl<T> std::ops::DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.memory[self.used.clone()]
-    }
-}
-
-impl Aligned {
-    pub(crate) fn zeroed(len: usize) -> Aligned {
-        Aligned::filled(0, len)
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        self
-    }
-
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        self
-    }
-}
-
-impl Aligned<i32> {
-    pub(crate) fn words(len: usize) -> Aligned<i32> {
-        Aligned::filled(0, len)
-    }
-}
-
-impl Aligned<f32> {
-    pub(crate) fn floats(len: usize) -> Aligned<f32> {
-        Aligned::filled(0.0, len)
     }
 }
 

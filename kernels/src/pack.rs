@@ -52,8 +52,8 @@ impl Packed {
             blocks,
             taps: conv.taps.repeat(passes),
             weights: Aligned::zeroed(bytes),
-            bias: Aligned::words(lanes),
-            multipliers: Aligned::floats(lanes),
+            bias: Aligned::zeroed(lanes),
+            multipliers: Aligned::zeroed(lanes),
         };
         for index in 0..packed.blocks.len() {
             let block = packed.blocks[index];
@@ -71,7 +71,7 @@ impl Packed {
         let channels = width.min(conv.bias.len() - block.channel);
         let row = conv.taps.len() * conv.depth;
         let lanes: Vec<usize> = (0..channels).map(|c| (shape.lane)(block.vectors, c)).collect();
-        let weights = &mut self.weights.bytes_mut()[block.weights..];
+        let weights = &mut self.weights[block.weights..];
         let mut together = vec![0; TOGETHER.min(channels) * row];
         // A few rows at a time: they may be a multiple of the cache's sets apart.
         for (at, lanes) in lanes.chunks(TOGETHER).enumerate() {
@@ -105,7 +105,7 @@ impl Packed {
         let outputs = conv.bias.len();
         let (group, taps) = (outputs / conv.groups, conv.taps.len());
         let width = block.vectors * shape.lanes;
-        let weights = &mut self.weights.bytes_mut()[block.weights..];
+        let weights = &mut self.weights[block.weights..];
         let mut row = vec![0; taps * conv.depth];
         for c in 0..width.min(outputs - block.channel) {
             let channel = block.channel + c;
@@ -128,7 +128,7 @@ impl Packed {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.weights.bytes().len() + self.bias.len() * 8
+        self.weights.len() + self.bias.len() * 8
     }
 }
 

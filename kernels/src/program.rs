@@ -107,7 +107,7 @@ impl Program {
         mut after: impl FnMut(usize),
     ) -> Result<(), RunError> {
         self.check(arena, inputs, outputs)?;
-        let mut memory = Memory { arena: arena.memory.bytes_mut(), inputs, outputs };
+        let mut memory = Memory { arena: &mut arena.memory, inputs, outputs };
         for (index, step) in self.steps.iter().enumerate() {
             if let Some(view) = &step.border {
                 view.fill_border(memory.arena);

@@ -75,8 +75,8 @@ impl Strips {
         let mut strips = Strips {
             rows,
             weights: Aligned::zeroed(phases.len() * per_phase),
-            bias: Aligned::words(phases.len() * vector),
-            multipliers: Aligned::floats(phases.len() * vector),
+            bias: Aligned::zeroed(phases.len() * vector),
+            multipliers: Aligned::zeroed(phases.len() * vector),
             columns: columns.iter().map(|column| column.offsets).collect(),
             phases,
             advance: if flat { [period; 2] } else { [step.step[1], pixel] },
@@ -88,8 +88,8 @@ impl Strips {
     fn fill(&mut self, step: &Depthwise, columns: &[Column], vector: usize, kept: Kept) {
         let (channels, pixel, rows) = (step.output.channels, step.output.pixel, self.rows);
         let (stride, lanes) = (stride(step).unwrap_or(0), vector / QUAD);
-        let per_vector = self.weights.bytes().len() / (self.phases.len() * columns.len() * rows);
-        let weights = self.weights.bytes_mut();
+        let per_vector = self.weights.len() / (self.phases.len() * columns.len() * rows);
+        let weights = &mut self.weights;
         for (index, phase) in self.phases.iter().enumerate() {
             for c in 0..vector {
                 let channel = (phase.start + c % (vector / phase.parts)) % pixel;
@@ -126,8 +126,8 @@ impl Strips {
 
     /// Weights of a phase.
     pub(crate) fn weights_of(&self, phase: usize) -> &[u8] {
-        let per_phase = self.weights.bytes().len() / self.phases.len();
-        &self.weights.bytes()[phase * per_phase..][..per_phase]
+        let per_phase = self.weights.len() / self.phases.len();
+        &self.weights[phase * per_phase..][..per_phase]
     }
 
     /// The rows to compute together at `y`: the first, and which of them to keep. A last single row computes a second one as
@@ -141,7 +141,7 @@ impl Strips {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.weights.bytes().len() + self.bias.len() * 8
+        self.weights.len() + self.bias.len() * 8
     }
 }
 

@@ -93,7 +93,7 @@ pub(super) fn pack<T: Tiles>(conv: Conv) -> Kernel {
         packed.block(&conv, channel, &mut bytes);
     }
     packed.weights = Aligned::zeroed(bytes.len());
-    packed.weights.bytes_mut().copy_from_slice(&bytes);
+    packed.weights.copy_from_slice(&bytes);
     packed.residual = conv.residual;
     packed.table = conv.table;
     Box::new(packed)
@@ -180,7 +180,7 @@ impl<T: Tiles> Packed<T> {
             let tile = Tile {
                 offsets: &self.offsets[block.offsets.clone()],
                 long: block.long,
-                weights: self.weights.bytes()[block.weights..].as_ptr().cast(),
+                weights: self.weights[block.weights..].as_ptr().cast(),
                 bias: self.bias[block.channel..].as_ptr(),
                 multipliers: self.multipliers[block.channel..].as_ptr(),
                 requant: &self.requant,
@@ -213,7 +213,7 @@ fn copy_from(to: &mut [i16; LONG_MAX], row: &[i16], from: isize, bytes: usize) {
 
 impl<T: Tiles> Run for Packed<T> {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        let near = self.weights.bytes().len() <= L1_WEIGHTS;
+        let near = self.weights.len() <= L1_WEIGHTS;
         let band = if near { BAND.div_ceil(self.output.width) } else { rows.len() };
         for y in rows.clone().step_by(band.max(1)) {
             let rows = y..rows.end.min(y + band);
@@ -229,7 +229,7 @@ impl<T: Tiles> Run for Packed<T> {
     }
 
     fn bytes(&self) -> usize {
-        self.weights.bytes().len() + self.offsets.len() * 4 + self.bias.len() * 8
+        self.weights.len() + self.offsets.len() * 4 + self.bias.len() * 8
     }
 }
 

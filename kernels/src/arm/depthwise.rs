@@ -55,7 +55,7 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
     };
     packed.bias.resize(padded, 0);
     packed.multipliers.resize(padded, 0.0);
-    let blocks = packed.weights.bytes_mut().chunks_exact_mut(CHANNELS * taps.len());
+    let blocks = packed.weights.chunks_exact_mut(CHANNELS * taps.len());
     for (block, to) in blocks.enumerate() {
         for (to, (_, from)) in to.chunks_exact_mut(CHANNELS).zip(&taps) {
             to.iter_mut().zip(&from[block * CHANNELS..]).for_each(|(to, &w)| *to = w as u8);
@@ -106,7 +106,7 @@ impl Run for Packed {
     }
 
     fn bytes(&self) -> usize {
-        self.weights.bytes().len() + self.pairs.len() * 16 + self.bias.len() * 8
+        self.weights.len() + self.pairs.len() * 16 + self.bias.len() * 8
     }
 }
 
@@ -116,7 +116,7 @@ impl Packed {
         for channel in (0..self.output.pixel).step_by(CHANNELS) {
             let block = Block {
                 pairs: &self.pairs,
-                weights: self.weights.bytes()[channel * 2 * self.pairs.len()..].as_ptr().cast(),
+                weights: self.weights[channel * 2 * self.pairs.len()..].as_ptr().cast(),
                 bias: self.bias[channel..].as_ptr(),
                 multipliers: self.multipliers[channel..].as_ptr(),
                 requant: &self.requant,

@@ -38,7 +38,7 @@ pub(super) fn pack(conv: Conv<Weights<'_>>) -> Kernel {
     // One pixel alone reads each weight once: eight independent sums hide the latency.
     let wide = if pixels == 1 && conv.groups == 1 { 8 } else { 0 };
     let packed = Packed::new(&conv, Shape { lanes: 16, vectors: 4, wide, lane });
-    let near = packed.weights.bytes().len() <= L1_WEIGHTS || packed.blocks.len() == 1;
+    let near = packed.weights.len() <= L1_WEIGHTS || packed.blocks.len() == 1;
     Box::new(Packed512 {
         band: if near { BAND.div_ceil(conv.output.width) } else { conv.output.height },
         packed,
@@ -82,7 +82,7 @@ impl Run for Packed512 {
 impl Packed512 {
     fn weights_of(&self, block: &Block) -> &[u8] {
         let bytes = self.packed.taps.len() * block.quads * block.vectors * 64;
-        &self.packed.weights.bytes()[block.weights..][..bytes]
+        &self.packed.weights[block.weights..][..bytes]
     }
 
     /// All channels of these rows.
@@ -201,10 +201,7 @@ unsafe fn kernel<const M: usize, const N: usize, const FETCH: bool>(
             }
             // SAFETY: M pointers, each with `stored` writable bytes.
             unsafe {
-                match tile.bounds.plain {
-                    true => finish::<M, N, true>(&acc, tile, &writes, tile.dense),
-                    false => finish::<M, N, false>(&acc, tile, &writes, tile.dense),
-                }
+                finish(&acc, tile, &writes, tile.dense);
             }
         } else {
             let mut reads = [read; M];
@@ -222,10 +219,7 @@ unsafe fn kernel<const M: usize, const N: usize, const FETCH: bool>(
             // SAFETY: passed on; M pointers, each with `stored` writable bytes.
             unsafe {
                 let acc = sums::<M, N, FETCH>(tile, &reads, fetch);
-                match tile.bounds.plain {
-                    true => finish::<M, N, true>(&acc, tile, &writes, false),
-                    false => finish::<M, N, false>(&acc, tile, &writes, false),
-                }
+                finish(&acc, tile, &writes, false);
             }
         }
         if FETCH {
@@ -235,22 +229,59 @@ unsafe fn kernel<const M: usize, const N: usize, const FETCH: bool>(
     *cursor = Cursor { x, read, write, fetch };
 }
 
-/// The biases, for each pixel.
-///
-/// # Safety
-/// The bias covers `N` vectors.
-#[inline(always)]
-unsafe fn biases<const M: usize, const N: usize>(tile: &Tile<'_>) -> [[__m512i; N]; M] {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut acc = [[_mm512_setzero_si512(); N]; M];
-        for n in 0..N {
-            let bias = _mm512_load_si512(tile.bias.add(n * 16).cast());
-            for row in &mut acc {
-                row[n] = bias;
+/// The sums of a tile while they grow, and what is read next. Fetches the next block's weights ahead or not.
+struct Sums<const M: usize, const N: usize, const FETCH: bool> {
+    acc: [[__m512i; N]; M],
+    weights: *const u8,
+    fetch: *const u8,
+    fetch_step: usize,
+}
+
+impl<const M: usize, const N: usize, const FETCH: bool> Sums<M, N, FETCH> {
+    /// The biases.
+    ///
+    /// # Safety
+    /// The tile's bias covers `N` vectors.
+    #[inline(always)]
+    unsafe fn new(tile: &Tile<'_>, fetch: *const u8) -> Self {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut acc = [[_mm512_setzero_si512(); N]; M];
+            for n in 0..N {
+                let bias = _mm512_load_si512(tile.bias.add(n * 16).cast());
+                for row in &mut acc {
+                    row[n] = bias;
+                }
+            }
+            Sums { acc, weights: tile.weights, fetch, fetch_step: tile.fetch_step }
+        }
+    }
+
+    /// Adds four input values of each pixel, times their weights.
+    ///
+    /// # Safety
+    /// Fewer fours have been added than there are weights, taps × quads × `N` vectors, 64-byte aligned. Each pointer is to a
+    /// four of a window; the last may reach over the channels by 3 bytes, which the arena's slack covers and zero weights ignore.
+    #[inline(always)]
+    unsafe fn add(&mut self, pixels: &[*const u8; M]) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut w = [_mm512_setzero_si512(); N];
+            for n in 0..N {
+                w[n] = _mm512_load_si512(self.weights.add(n * 64).cast());
+            }
+            self.weights = self.weights.add(N * 64);
+            if FETCH {
+                _mm_prefetch::<_MM_HINT_T1>(self.fetch.cast());
+                self.fetch = self.fetch.wrapping_add(self.fetch_step);
+            }
+            for m in 0..M {
+                let x = _mm512_set1_epi32(pixels[m].cast::<i32>().read_unaligned());
+                for n in 0..N {
+                    self.acc[m][n] = _mm512_dpbusd_epi32(self.acc[m][n], x, w[n]);
+                }
             }
         }
-        acc
     }
 }
 
@@ -262,61 +293,39 @@ unsafe fn biases<const M: usize, const N: usize>(tile: &Tile<'_>) -> [[__m512i; 
 unsafe fn even_sums<const M: usize, const N: usize, const FETCH: bool>(
     tile: &Tile<'_>,
     read: *const u8,
-    mut fetch: *const u8,
+    fetch: *const u8,
 ) -> [[__m512i; N]; M] {
     // SAFETY: passed on.
-    let mut acc = unsafe { biases::<M, N>(tile) };
-    let mut weights = tile.weights;
+    let mut sums = unsafe { Sums::<M, N, FETCH>::new(tile, fetch) };
     let (mut one, mut three, mut five) = (tile.step[0], 3 * tile.step[0], 5 * tile.step[0]);
     for &tap in tile.taps {
         // SAFETY: a tap of a pixel's window lies in the arena.
         let mut first = unsafe { read.add(tap) };
         for _ in 0..tile.quads {
-            // SAFETY: as in `sums`; the assembly is empty. It keeps the compiler from making a pointer of each pixel before
-            // the loop, for which there are too few registers: the processor adds these steps itself as it loads.
+            // SAFETY: the assembly is empty. It keeps the compiler from making a pointer of each pixel before the loop, for
+            // which there are too few registers: the processor adds these steps itself as it loads.
             unsafe {
                 asm!("/* {0} {1} {2} */", inout(reg) one, inout(reg) three, inout(reg) five, options(nomem, nostack, preserves_flags));
-                let w = vectors::<N>(weights);
-                weights = weights.add(N * 64);
-                if FETCH {
-                    _mm_prefetch::<_MM_HINT_T1>(fetch.cast());
-                    fetch = fetch.wrapping_add(tile.fetch_step);
-                }
-                let seventh = first.wrapping_add(2 * three);
-                for m in 0..M {
-                    let from = if m < 6 { first } else { seventh };
-                    let x = match m % 6 {
-                        0 => from,
-                        1 => from.wrapping_add(one),
-                        2 => from.wrapping_add(2 * one),
-                        3 => from.wrapping_add(three),
-                        4 => from.wrapping_add(4 * one),
-                        _ => from.wrapping_add(five),
-                    };
-                    let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
-                    for n in 0..N {
-                        acc[m][n] = _mm512_dpbusd_epi32(acc[m][n], x, w[n]);
-                    }
-                }
             }
+            let seventh = first.wrapping_add(2 * three);
+            let mut pixels = [first; M];
+            for m in 0..M {
+                let from = if m < 6 { first } else { seventh };
+                pixels[m] = match m % 6 {
+                    0 => from,
+                    1 => from.wrapping_add(one),
+                    2 => from.wrapping_add(2 * one),
+                    3 => from.wrapping_add(three),
+                    4 => from.wrapping_add(4 * one),
+                    _ => from.wrapping_add(five),
+                };
+            }
+            // SAFETY: the four of each pixel's window, once for each of taps × quads.
+            unsafe { sums.add(&pixels) };
             first = first.wrapping_add(4);
         }
     }
-    acc
-}
-
-/// # Safety
-/// `N` vectors are readable, 64-byte aligned.
-#[inline(always)]
-unsafe fn vectors<const N: usize>(from: *const u8) -> [__m512i; N] {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let mut all = [_mm512_setzero_si512(); N];
-        for n in 0..N {
-            all[n] = _mm512_load_si512(from.add(n * 64).cast());
-        }
-        all
-    }
+    sums.acc
 }
 
 /// Sums of pixels anywhere.
@@ -327,45 +336,49 @@ unsafe fn vectors<const N: usize>(from: *const u8) -> [__m512i; N] {
 unsafe fn sums<const M: usize, const N: usize, const FETCH: bool>(
     tile: &Tile<'_>,
     reads: &[*const u8; M],
-    mut fetch: *const u8,
+    fetch: *const u8,
 ) -> [[__m512i; N]; M] {
     // SAFETY: passed on.
-    let mut acc = unsafe { biases::<M, N>(tile) };
-    let mut weights = tile.weights;
+    let mut sums = unsafe { Sums::<M, N, FETCH>::new(tile, fetch) };
     for &tap in tile.taps {
-        let mut pixels = [std::ptr::null::<u8>(); M];
-        for m in 0..M {
-            // SAFETY: a tap of a pixel's window lies in the arena.
-            pixels[m] = unsafe { reads[m].add(tap) };
-        }
         for quad in 0..tile.quads {
-            // SAFETY: the weights cover taps × quads × N vectors, 64-byte aligned; a window's last quad may reach over the
-            // channels by 3 bytes, which the arena's slack covers and zero weights ignore.
-            unsafe {
-                let w = vectors::<N>(weights);
-                weights = weights.add(N * 64);
-                if FETCH {
-                    _mm_prefetch::<_MM_HINT_T1>(fetch.cast());
-                    fetch = fetch.wrapping_add(tile.fetch_step);
-                }
-                for m in 0..M {
-                    let x = _mm512_set1_epi32(pixels[m].add(quad * 4).cast::<i32>().read_unaligned());
-                    for n in 0..N {
-                        acc[m][n] = _mm512_dpbusd_epi32(acc[m][n], x, w[n]);
-                    }
-                }
+            let mut pixels = *reads;
+            for pixel in &mut pixels {
+                *pixel = pixel.wrapping_add(tap + quad * 4);
             }
+            // SAFETY: the four of each pixel's window, once for each of taps × quads.
+            unsafe { sums.add(&pixels) };
         }
     }
-    acc
+    sums.acc
 }
 
-/// Requantises and stores. One pixel fills a 64-byte vector with 4 vectors of channels; of narrower ones, 2 or 4 pixels share it.
+/// Requantises and stores.
 ///
 /// # Safety
 /// The pointers have `tile.stored` writable bytes each.
 #[inline(always)]
-unsafe fn finish<const M: usize, const N: usize, const PLAIN: bool>(
+unsafe fn finish<const M: usize, const N: usize>(
+    acc: &[[__m512i; N]; M],
+    tile: &Tile<'_>,
+    writes: &[*mut u8; M],
+    dense: bool,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        match tile.bounds.plain {
+            true => store_as::<M, N, true>(acc, tile, writes, dense),
+            false => store_as::<M, N, false>(acc, tile, writes, dense),
+        }
+    }
+}
+
+/// The same, with or without zero point and bounds. One pixel fills a 64-byte vector with 4 vectors of channels; of narrower ones, 2 or 4 pixels share it.
+///
+/// # Safety
+/// The pointers have `tile.stored` writable bytes each.
+#[inline(always)]
+unsafe fn store_as<const M: usize, const N: usize, const PLAIN: bool>(
     acc: &[[__m512i; N]; M],
     tile: &Tile<'_>,
     writes: &[*mut u8; M],

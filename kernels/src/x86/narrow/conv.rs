@@ -64,8 +64,8 @@ pub(crate) fn pack<V: Vector>(conv: Conv, tiles: &'static Tiles, rows: &'static 
         blocks: vec![],
         quads: vec![],
         weights: Aligned::zeroed(0),
-        bias: Aligned::words(outputs.next_multiple_of(CHANNELS)),
-        multipliers: Aligned::floats(outputs.next_multiple_of(CHANNELS)),
+        bias: Aligned::zeroed(outputs.next_multiple_of(CHANNELS)),
+        multipliers: Aligned::zeroed(outputs.next_multiple_of(CHANNELS)),
         base: conv.base,
         step: conv.step,
         requant: conv.requant,
@@ -81,7 +81,7 @@ pub(crate) fn pack<V: Vector>(conv: Conv, tiles: &'static Tiles, rows: &'static 
         packed.block::<V>(&conv, channel, &mut bytes);
     }
     packed.weights = Aligned::zeroed(bytes.len());
-    packed.weights.bytes_mut().copy_from_slice(&bytes);
+    packed.weights.copy_from_slice(&bytes);
     packed.residual = conv.residual;
     packed.table = conv.table;
     Box::new(packed)
@@ -165,7 +165,7 @@ impl Packed {
             let tile = Tile {
                 fast: &self.quads[block.fast.clone()],
                 wide: &self.quads[block.wide.clone()],
-                weights: self.weights.bytes()[block.weights..].as_ptr(),
+                weights: self.weights[block.weights..].as_ptr(),
                 bias: self.bias[block.channel..].as_ptr(),
                 multipliers: self.multipliers[block.channel..].as_ptr(),
                 bounds: Bounds::new(&self.requant),
@@ -192,7 +192,7 @@ impl Packed {
 
 impl Run for Packed {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        let near = self.weights.bytes().len() <= L1_WEIGHTS;
+        let near = self.weights.len() <= L1_WEIGHTS;
         let band = if near { BAND.div_ceil(self.output.width) } else { rows.len() };
         for y in rows.clone().step_by(band.max(1)) {
             let rows = y..rows.end.min(y + band);
@@ -209,7 +209,7 @@ impl Run for Packed {
     }
 
     fn bytes(&self) -> usize {
-        self.weights.bytes().len() + self.quads.len() * 4 + self.bias.len() * 8
+        self.weights.len() + self.quads.len() * 4 + self.bias.len() * 8
     }
 }
 
