@@ -7,7 +7,7 @@
 //!   was queued when the session is gone. What must not be lost waits in our outbox.
 //! - Polling and sending share one task, so nothing here awaits the client (rumqtt#1025); only `try_*` is called.
 //! - The future of `poll` is kept across calls of [`Connection::next`], because dropping it in the middle of a write
-//!   loses a packet.
+//!   loses a packet. It is large, so one stream holds it in place for as long as the connection lasts.
 //! - What it had read before an error stays in its buffer: acknowledgements are taken from there, or their messages
 //!   would be sent twice.
 //! - Every acknowledgement is checked: rumqttc only logs the failure codes of PUBACK and SUBACK.
@@ -15,12 +15,12 @@
 //! - No topic alias is ever offered: aliased publishes arrive with an empty topic.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{Stream, StreamExt, unfold};
 use rumqttc::v5::mqttbytes::v5 as packet5;
 use rumqttc::{NetworkOptions, Transport, mqttbytes, v5};
 
@@ -126,20 +126,27 @@ enum Packet {
     WroteDisconnect,
 }
 
-type Polling = Pin<Box<dyn Future<Output = Polled> + Send>>;
+/// What the event loop gives, up to the end of the connection.
+type Polling = Pin<Box<dyn Stream<Item = Polled> + Send>>;
 
-struct Polled {
-    event_loop: EventLoop,
-    packet: Result<Packet, Loss>,
-    /// Another publish was read with it.
-    behind: bool,
+enum Polled {
+    Packet {
+        packet: Packet,
+        /// Another publish was read with it.
+        behind: bool,
+    },
+    /// The connection is over.
+    Over {
+        /// What was read before and still counts.
+        remains: VecDeque<Packet>,
+        loss: Loss,
+    },
 }
 
 /// One connection, from CONNECT to its end.
 pub(super) struct Connection {
     client: Client,
-    /// None once the connection is over.
-    polling: Option<Polling>,
+    polling: Polling,
     behind: bool,
     /// Something was turned away since the last packet went out.
     full: bool,
@@ -179,7 +186,7 @@ impl Connection {
                 (Client::V5(client), EventLoop::V5(Box::new(event_loop)))
             }
         };
-        let polling = Some(poll(event_loop));
+        let polling = poll(event_loop);
         let (unsent, unacked) = (VecDeque::new(), HashMap::new());
         Ok(Connection {
             client,
@@ -202,21 +209,18 @@ impl Connection {
     /// interest to whom there was no room for before, and to nobody else: each turn of the caller's costs as much as
     /// the writing.
     pub(super) async fn next(&mut self) -> Event {
-        while let Some(polling) = &mut self.polling {
-            let Polled { event_loop, packet, behind } = polling.await;
-            self.polling = None;
-            self.behind = behind;
-            match packet {
-                Ok(Packet::WroteDisconnect) => return Event::Closed,
-                Ok(packet) => {
-                    self.polling = Some(poll(event_loop));
+        while let Some(polled) = self.polling.next().await {
+            match polled {
+                Polled::Packet { packet: Packet::WroteDisconnect, .. } => return Event::Closed,
+                Polled::Packet { packet, behind } => {
+                    self.behind = behind;
                     match self.event(packet) {
                         Event::Sent if !std::mem::take(&mut self.full) => {}
                         event => return event,
                     }
                 }
-                Err(loss) => {
-                    self.remains = remains(event_loop);
+                Polled::Over { remains, loss } => {
+                    self.remains = remains;
                     self.loss = Some(loss);
                 }
             }
@@ -339,25 +343,54 @@ pub(super) fn look_at_files(settings: &Settings, certificates: &Certificates) ->
     transport(&settings.address, certificates).map(drop)
 }
 
-fn poll(mut event_loop: EventLoop) -> Polling {
-    Box::pin(async move {
-        let (packet, behind) = match &mut event_loop {
-            EventLoop::V4(event_loop) => {
-                let packet = event_loop.poll().await.map(packet_v4).map_err(loss_v4);
-                let publish = |event: &rumqttc::Event| {
-                    matches!(event, rumqttc::Event::Incoming(rumqttc::Packet::Publish(_)))
-                };
-                (packet, event_loop.state.events.iter().any(publish))
+/// Polls until the connection is over, by an error or by our own DISCONNECT, and never again.
+fn poll(event_loop: EventLoop) -> Polling {
+    Box::pin(unfold(Some(event_loop), |event_loop| async move {
+        let mut event_loop = event_loop?;
+        Some(match event_loop.next().await {
+            Ok(Packet::WroteDisconnect) => {
+                (Polled::Packet { packet: Packet::WroteDisconnect, behind: false }, None)
             }
-            EventLoop::V5(event_loop) => {
-                let packet = event_loop.poll().await.map(packet_v5).map_err(loss_v5);
-                let publish =
-                    |event: &v5::Event| matches!(event, v5::Event::Incoming(packet5::Packet::Publish(_)));
-                (packet, event_loop.state.events.iter().any(publish))
+            Ok(packet) => {
+                let behind = event_loop.is_behind();
+                (Polled::Packet { packet, behind }, Some(event_loop))
             }
-        };
-        Polled { event_loop, packet, behind }
-    })
+            Err(loss) => (Polled::Over { remains: remains(event_loop), loss }, None),
+        })
+    }))
+}
+
+impl EventLoop {
+    /// What is there already, or else what comes.
+    async fn next(&mut self) -> Result<Packet, Loss> {
+        match self {
+            EventLoop::V4(event_loop) => match event_loop.state.events.pop_front() {
+                Some(event) => Ok(packet_v4(event)),
+                None => event_loop.poll().await.map(packet_v4).map_err(loss_v4),
+            },
+            EventLoop::V5(event_loop) => match event_loop.state.events.pop_front() {
+                Some(event) => Ok(packet_v5(event)),
+                None => event_loop.poll().await.map(packet_v5).map_err(loss_v5),
+            },
+        }
+    }
+
+    /// Whether a publish has been read that was not given out.
+    fn is_behind(&self) -> bool {
+        use v5::Event;
+        match self {
+            EventLoop::V4(event_loop) => event_loop
+                .state
+                .events
+                .iter()
+                .any(|event| matches!(event, rumqttc::Event::Incoming(rumqttc::Packet::Publish(_)))),
+            EventLoop::V5(event_loop) => event_loop
+                .state
+                .events
+                .iter()
+                .any(|event| matches!(event, Event::Incoming(packet5::Packet::Publish(_)))),
+        }
+    }
 }
 
 /// Acknowledgements that were read together with what ended the connection: without them their messages would be sent

@@ -260,7 +260,8 @@ impl Address {
 }
 
 fn user_properties(reply: &Reply) -> Vec<(&'static str, String)> {
-    let mut user = vec![("status", reply.status.code().to_string())];
+    let mut user = Vec::with_capacity(6);
+    user.push(("status", reply.status.code().to_string()));
     let mut add = |key, value: String| user.push((key, value));
     if !reply.model.is_empty() {
         add("model", reply.model.to_string());
