@@ -13,12 +13,20 @@ pub(crate) struct Memory<'a, 'b> {
     pub(crate) arena: &'a mut [u8],
     pub(crate) inputs: &'a [&'a [u8]],
     pub(crate) outputs: &'a mut [&'b mut [u8]],
+    /// Weights that a later step reads first, and that no cache near this core still holds. A kernel that has time while
+    /// it multiplies may bring the beginning of them near.
+    pub(crate) ahead: &'a [u8],
 }
 
 /// A step packed for one tier.
 pub(crate) trait Run: Send + Sync {
     /// Computes these rows of the output.
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>);
+
+    /// Weights in the order they are read, where somebody may want them brought near.
+    fn weights(&self) -> &[u8] {
+        &[]
+    }
 
     /// Bytes of weights and tables held.
     fn bytes(&self) -> usize {

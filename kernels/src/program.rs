@@ -12,7 +12,12 @@ pub struct Program {
     inputs: Vec<External>,
     outputs: Vec<External>,
     steps: Vec<Lowered>,
+    /// For each step the next one whose weights may be brought near; none at all in a program that stays near.
+    ahead: Vec<Option<usize>>,
 }
+
+/// From this many bytes of weights on, a core's own cache does not hold them from one run to the next.
+const NEAR_BYTES: usize = 1 << 20;
 
 /// What a step is and what it costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +39,14 @@ impl Program {
     pub fn new(spec: &ProgramSpec<'_>, tier: Tier) -> Result<Program, ProgramError> {
         let kernels = kernels(tier).ok_or(ProgramError::TierUnavailable(tier))?;
         let (arena_bytes, steps) = lower(spec, kernels)?;
-        Ok(Program { tier, arena_bytes, inputs: spec.inputs.clone(), outputs: spec.outputs.clone(), steps })
+        let (inputs, outputs) = (spec.inputs.clone(), spec.outputs.clone());
+        let mut program = Program { tier, arena_bytes, inputs, outputs, steps, ahead: Vec::new() };
+        if program.packed_bytes() > NEAR_BYTES {
+            let weighty = |next: &usize| !program.steps[*next].kernel.weights().is_empty();
+            let steps = program.steps.len();
+            program.ahead = (0..steps).map(|index| (index + 1..steps).find(weighty)).collect();
+        }
+        Ok(program)
     }
 
     /// The tier it was packed for.
@@ -107,11 +119,13 @@ impl Program {
         mut after: impl FnMut(usize),
     ) -> Result<(), RunError> {
         self.check(arena, inputs, outputs)?;
-        let mut memory = Memory { arena: &mut arena.memory, inputs, outputs };
+        let mut memory = Memory { arena: &mut arena.memory, inputs, outputs, ahead: &[] };
         for (index, step) in self.steps.iter().enumerate() {
             if let Some(view) = &step.border {
                 view.fill_border(memory.arena);
             }
+            let next = self.ahead.get(index).copied().flatten();
+            memory.ahead = next.map_or(&[], |next| self.steps[next].kernel.weights());
             step.kernel.run(&mut memory, 0..step.rows);
             after(index);
         }

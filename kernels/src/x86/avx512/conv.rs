@@ -15,6 +15,10 @@ use crate::step::{Conv, Requant, Residual, Weights};
 const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 0, 0, 0, 1];
 /// Weights that stay in L1 while all of a band's pixels pass.
 const L1_WEIGHTS: usize = 32 << 10;
+/// Weights of a layer that stay in L2 from one run to the next, or else come fast enough by themselves.
+const L2_WEIGHTS: usize = 96 << 10;
+/// What one step brings near at most, in bytes: a cache line.
+const LINE: usize = 64;
 /// Pixels, at least, of the rows between which all blocks of channels are computed when the weights stay in L1.
 const BAND: usize = 96;
 
@@ -61,9 +65,11 @@ fn lane(vectors: usize, c: usize) -> usize {
 impl Run for Packed512 {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
         for y in rows.clone().step_by(self.band) {
-            let rows = y..rows.end.min(y + self.band);
+            let band = y..rows.end.min(y + self.band);
+            let ahead = if band.end == rows.end { memory.ahead } else { &[] };
+            let rows = band;
             // SAFETY: the module's contract; these are rows of the output.
-            unsafe { self.pixels(memory.arena.as_mut_ptr(), rows.clone()) };
+            unsafe { self.pixels(memory.arena.as_mut_ptr(), rows.clone(), ahead) };
             // The sum and the table pass over what has just been written, while it is near.
             if let Some(Residual { view, sum }) = &self.residual {
                 elementwise::add_rows(memory.arena, &self.output, view, &self.output, sum, rows.clone());
@@ -72,6 +78,10 @@ impl Run for Packed512 {
                 elementwise::table_rows(memory.arena, &self.output, &self.output, table, rows);
             }
         }
+    }
+
+    fn weights(&self) -> &[u8] {
+        &self.packed.weights
     }
 
     fn bytes(&self) -> usize {
@@ -85,9 +95,9 @@ impl Packed512 {
         &self.packed.weights[block.weights..][..bytes]
     }
 
-    /// All channels of these rows.
+    /// All channels of these rows. Towards the end, the beginning of `ahead` is brought near.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn pixels(&self, arena: *mut u8, rows: Range<usize>) {
+    unsafe fn pixels(&self, arena: *mut u8, rows: Range<usize>, ahead: &[u8]) {
         let width = self.output.width;
         let step = [self.step[1], self.output.pixel];
         let turn = [
@@ -97,7 +107,11 @@ impl Packed512 {
         // Rows that follow one another without a gap, read and written, are one long row.
         let width = if turn == [0, 0] { usize::MAX } else { width };
         for (at, block) in self.packed.blocks.iter().enumerate() {
-            let next = self.packed.blocks.get(at + 1).map_or(&[][..], |next| self.weights_of(next));
+            let next = match self.packed.blocks.get(at + 1) {
+                Some(next) if self.packed.weights.len() > L2_WEIGHTS => self.weights_of(next),
+                Some(_) => &[],
+                None => ahead,
+            };
             let stored = (self.output.pixel - block.channel).min(block.vectors * 16);
             let mut tile = Tile {
                 taps: &self.packed.taps,
@@ -116,9 +130,10 @@ impl Packed512 {
             };
             let pixels = rows.len() * self.output.width;
             let (count, least, larger) = tiles(pixels, PIXELS[block.vectors]);
-            if next.len() > L1_WEIGHTS {
+            if !next.is_empty() {
+                let steps = count * self.packed.taps.len() * block.quads;
                 tile.fetch = next.as_ptr();
-                tile.fetch_step = next.len().div_ceil(count * self.packed.taps.len() * block.quads);
+                tile.fetch_step = next.len().min(steps * LINE).div_ceil(steps);
             }
             let read = self.base + block.depth + rows.start * self.step[0];
             let write = self.output.offset(rows.start, 0) + block.channel;
