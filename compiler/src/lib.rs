@@ -39,4 +39,4 @@ pub use region::{Region, Whole};
 pub use report::{NodeReport, Place, Report};
 pub use stored::{compile_and_store, restore};
 // What callers need of the kernels to run what was compiled.
-pub use tractd_kernels::{Arena, Element, Tier};
+pub use tractd_kernels::{Arena, Element, Tier, contention_probe};

@@ -26,4 +26,4 @@ pub use plan::{LoadError, Plan, PlanOptions};
 pub use self_test::{SelfTest, SelfTestError, self_test};
 pub use session::{RunError, Session};
 pub use tensor::{Class, Input, Output, Tensor, TensorView, Timings, Want};
-pub use tractd_compiler::{NodeReport, Place, Report, Tier};
+pub use tractd_compiler::{NodeReport, Place, Report, Tier, contention_probe};

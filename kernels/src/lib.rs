@@ -25,6 +25,7 @@ mod arena;
 mod arm;
 #[cfg(feature = "serde")]
 mod bytes;
+mod contention;
 mod error;
 mod kernel;
 mod layout;
@@ -43,6 +44,7 @@ mod tier;
 mod x86;
 
 pub use arena::Arena;
+pub use contention::contention_probe;
 pub use error::{ProgramError, RunError};
 pub use program::{Program, StepReport};
 pub use spec::*;

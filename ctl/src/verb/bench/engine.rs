@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde_json::json;
 use tempfile::TempDir;
 use tractd_bundle::{Bundle, Dim, InputSpec, Limits, MODEL_FILE};
-use tractd_engine::{Input, Output, Plan, PlanOptions, Session, TensorView, Want};
+use tractd_engine::{Input, Output, Plan, PlanOptions, Session, TensorView, Want, contention_probe};
 use tractd_wire::DType;
 
 use super::{Samples, WARM_UP_RUNS, golden_input};
@@ -30,6 +30,9 @@ const SAMPLES_MIN: usize = 20;
 
 /// Warming up goes on for at least this long: the processor's clock follows the load.
 const WARM_UP: Duration = Duration::from_millis(100);
+
+/// A probe that took longer than the quickest by this factor had company on its core.
+const COMPANY: f64 = 1.1;
 
 /// Seed of the noise that stands in for an input.
 const NOISE_SEED: u64 = 0x7472_6163_7464;
@@ -71,7 +74,8 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
     let begin = Instant::now();
     run()?;
     let load_ms = (loaded + begin.elapsed()).as_secs_f64() * 1e3;
-    let mut samples = time(&mut run, args.runs)?;
+    let taken = time(&mut run, args.runs)?;
+    let (mut samples, mut undisturbed) = (all(&taken), undisturbed(&taken));
     if let Some(path) = &args.output {
         let archive = npz::write(&named(output)?)?;
         fs::write(path, archive).with_context(|| path.display().to_string())?;
@@ -79,12 +83,14 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
 
     let report = plan.report();
     let [p10_us, median_us, p90_us] = [0.1, 0.5, 0.9].map(|share| samples.percentile_us(share));
+    let undisturbed_us = (!undisturbed.0.is_empty()).then(|| undisturbed.p50_us());
     let (peak_rss_kb, outside) = (peak_rss_kb()?, report.outside().count());
     let kernels = if args.stock { "none" } else { tier.name() };
     if args.json {
         let answer = json!({
             "model": args.model.display().to_string(), "digest": bundle.digest.to_string(),
             "median_us": median_us, "p10_us": p10_us, "p90_us": p90_us, "samples": samples.0.len(),
+            "undisturbed_us": undisturbed_us, "undisturbed_samples": undisturbed.0.len(),
             "load_ms": load_ms, "peak_rss_kb": peak_rss_kb, "kernels": kernels,
             "int8_macs": report.int8_macs, "total_macs": report.total_macs, "outside": outside,
             "from_cache": plan.is_from_cache(),
@@ -95,6 +101,10 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
     rows.add_row(["a run, median", &format!("{median_us:.2} µs")]);
     rows.add_row(["10 % below", &format!("{p10_us:.2} µs")]);
     rows.add_row(["10 % above", &format!("{p90_us:.2} µs")]);
+    if let Some(us) = undisturbed_us {
+        let share = 100 * undisturbed.0.len() / samples.0.len().max(1);
+        rows.add_row(["undisturbed, median", &format!("{us:.2} µs, of {share} % of the samples")]);
+    }
     let cached = if plan.is_from_cache() { ", from the cache" } else { "" };
     rows.add_row(["load to first answer", &format!("{load_ms:.1} ms{cached}")]);
     rows.add_row(["peak memory of the process", &crate::print::bytes(peak_rss_kb * 1024)]);
@@ -186,8 +196,14 @@ fn named(output: Output) -> Result<Vec<Tensor>, Failure> {
     output.tensors.into_iter().map(tensor).collect()
 }
 
-/// Samples of one run each, or of a group's mean where runs are too short to be timed one by one.
-fn time<T, E>(run: &mut impl FnMut() -> Result<T, E>, count: Option<usize>) -> Result<Samples, E> {
+/// How long a run took, and the longer of the probes of its core right before and right after.
+struct Taken {
+    took: Duration,
+    probe: Duration,
+}
+
+/// One run each, or a group's mean where runs are too short to be timed one by one.
+fn time<T, E>(run: &mut impl FnMut() -> Result<T, E>, count: Option<usize>) -> Result<Vec<Taken>, E> {
     let (begin, mut warm) = (Instant::now(), 0);
     while warm < WARM_UP_RUNS || begin.elapsed() < WARM_UP {
         run()?;
@@ -195,9 +211,10 @@ fn time<T, E>(run: &mut impl FnMut() -> Result<T, E>, count: Option<usize>) -> R
     }
     let each = begin.elapsed() / warm as u32;
     let group = SAMPLE_MIN.as_nanos().div_ceil(each.as_nanos().max(1)).max(1) as u32;
-    let (begin, mut samples) = (Instant::now(), Samples::default());
+    let (begin, mut samples) = (Instant::now(), Vec::new());
+    let mut before = contention_probe();
     loop {
-        let taken = samples.0.len();
+        let taken = samples.len();
         let enough = match count {
             Some(count) => taken >= count,
             None => taken >= SAMPLES_MIN && begin.elapsed() >= SAMPLING,
@@ -209,8 +226,27 @@ fn time<T, E>(run: &mut impl FnMut() -> Result<T, E>, count: Option<usize>) -> R
         for _ in 0..group {
             std::hint::black_box(run()?);
         }
-        samples.push(started.elapsed() / group);
+        let took = started.elapsed() / group;
+        let after = contention_probe();
+        samples.push(Taken { took, probe: before.max(after) });
+        before = after;
     }
+}
+
+fn all(taken: &[Taken]) -> Samples {
+    collect(taken.iter())
+}
+
+/// Of the runs those that had their core to themselves, as far as the moments before and after can tell.
+fn undisturbed(taken: &[Taken]) -> Samples {
+    let quickest = taken.iter().map(|taken| taken.probe).min().unwrap_or_default();
+    collect(taken.iter().filter(|taken| taken.probe <= quickest.mul_f64(COMPANY)))
+}
+
+fn collect<'a>(taken: impl Iterator<Item = &'a Taken>) -> Samples {
+    let mut samples = Samples::default();
+    taken.for_each(|taken| samples.push(taken.took));
+    samples
 }
 
 fn peak_rss_kb() -> anyhow::Result<u64> {
@@ -218,4 +254,19 @@ fn peak_rss_kb() -> anyhow::Result<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kb = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
     kb.context("/proc/self/status has no VmHWM in kB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_between_two_quick_probes_are_the_undisturbed_ones() {
+        let us = Duration::from_micros;
+        let taken = [(10, 100), (11, 109), (20, 111), (12, 105), (90, 400)]
+            .map(|(took, probe)| Taken { took: us(took), probe: us(probe) });
+        assert_eq!(undisturbed(&taken).0, [10_000, 11_000, 12_000]);
+        assert_eq!(all(&taken).0.len(), 5);
+        assert!(undisturbed(&[]).0.is_empty());
+    }
 }
