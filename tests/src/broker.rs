@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -168,8 +169,18 @@ fn run(program: &Path, dir: &Path, port: u16) -> Option<Process> {
     .then_some(process)
 }
 
-/// A port of loopback that nobody listens on now.
+/// A port of loopback that nobody listens on now, and that no client's own end is given: a broker takes it only later.
+///
+/// # Panics
+/// When there is none.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
-    listener.local_addr().expect("a bound socket has an address").port()
+    // Below those the system hands out, and each test's process begins elsewhere.
+    const PORTS: std::ops::Range<u32> = 16_384..32_768;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let port = |_| {
+        let next = TAKEN.fetch_add(1, Ordering::Relaxed) + std::process::id() * 16;
+        (PORTS.start + next % (PORTS.end - PORTS.start)) as u16
+    };
+    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    PORTS.map(port).find(free).expect("loopback has free ports")
 }

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -32,7 +33,14 @@ impl Site {
 
     /// A port nobody listens at.
     pub(crate) fn free_port() -> u16 {
-        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+        // Below those that clients' own ends get, and each test's process begins elsewhere: a broker takes it only later.
+        const PORTS: std::ops::Range<u32> = 16_384..32_768;
+        static TAKEN: AtomicU32 = AtomicU32::new(0);
+        let port = |_| {
+            let next = TAKEN.fetch_add(1, Ordering::Relaxed) + std::process::id() * 16;
+            (PORTS.start + next % (PORTS.end - PORTS.start)) as u16
+        };
+        PORTS.map(port).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
     }
 
     /// As [`new`](Site::new), with the broker at `port`.
