@@ -345,7 +345,7 @@ pub(super) fn look_at_files(settings: &Settings, certificates: &Certificates) ->
 
 /// Polls until the connection is over, by an error or by our own DISCONNECT, and never again.
 fn poll(event_loop: EventLoop) -> Polling {
-    Box::pin(unfold(Some(event_loop), |event_loop| async move {
+    let polls = unfold(Some(event_loop), |event_loop| async move {
         let mut event_loop = event_loop?;
         Some(match event_loop.next().await {
             Ok(Packet::WroteDisconnect) => {
@@ -357,7 +357,9 @@ fn poll(event_loop: EventLoop) -> Polling {
             }
             Err(loss) => (Polled::Over { remains: remains(event_loop), loss }, None),
         })
-    }))
+    });
+    // Asked again after its end, as for each of the remains, it has to say so again.
+    Box::pin(polls.fuse())
 }
 
 impl EventLoop {
@@ -687,6 +689,44 @@ mod tests {
         assert!(client.read(&mut bytes).await.unwrap() > 0);
         client.write_all(b"\x20\x03\0\0\0").await.unwrap();
         while client.read(&mut bytes).await.is_ok_and(|length| length > 0) {}
+    }
+
+    #[tokio::test]
+    async fn what_was_read_with_the_end_of_the_connection_still_counts() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("mqtt://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut bytes = [0; 4096];
+            assert!(client.read(&mut bytes).await.unwrap() > 0);
+            client.write_all(b"\x20\x03\0\0\0").await.unwrap();
+            let mut length = 0;
+            // Two publishes of 12 bytes each.
+            while length < 24 {
+                length += client.read(&mut bytes).await.unwrap();
+            }
+            // Both are acknowledged, and no packet has the type that follows.
+            client.write_all(b"\x40\x02\0\x01\x40\x02\0\x02\0\0").await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let settings = Config { url, ..Config::default() }.settings("n1").unwrap();
+        let certificates = Certificates::new(&crate::config::Config::default(), 0);
+        let will = Message::notice("status".to_owned(), "lost");
+        let mut connection = Connection::open(&settings, &certificates, &will, false).unwrap();
+        assert!(matches!(connection.next().await, Event::Connected(_)));
+        let message = Message {
+            topic: "t".to_owned(),
+            payload: "four".into(),
+            properties: Properties::default(),
+            ..will
+        };
+        for tag in [7, 8] {
+            connection.publish(tag, &message).unwrap();
+        }
+        assert!(matches!(connection.next().await, Event::Acked { tag: 7, refused: None }));
+        assert!(matches!(connection.next().await, Event::Acked { tag: 8, refused: None }));
+        assert!(matches!(connection.next().await, Event::Lost(_)));
+        assert!(timeout(Duration::from_millis(100), connection.next()).await.is_err());
     }
 
     #[tokio::test]
