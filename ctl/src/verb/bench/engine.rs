@@ -91,6 +91,7 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
             "model": args.model.display().to_string(), "digest": bundle.digest.to_string(),
             "median_us": median_us, "p10_us": p10_us, "p90_us": p90_us, "samples": samples.0.len(),
             "undisturbed_us": undisturbed_us, "undisturbed_samples": undisturbed.0.len(),
+            "probe_us": quickest(&taken).as_secs_f64() * 1e6,
             "load_ms": load_ms, "peak_rss_kb": peak_rss_kb, "kernels": kernels,
             "int8_macs": report.int8_macs, "total_macs": report.total_macs, "outside": outside,
             "from_cache": plan.is_from_cache(),
@@ -239,8 +240,12 @@ fn all(taken: &[Taken]) -> Samples {
 
 /// Of the runs those that had their core to themselves, as far as the moments before and after can tell.
 fn undisturbed(taken: &[Taken]) -> Samples {
-    let quickest = taken.iter().map(|taken| taken.probe).min().unwrap_or_default();
-    collect(taken.iter().filter(|taken| taken.probe <= quickest.mul_f64(COMPANY)))
+    let most = quickest(taken).mul_f64(COMPANY);
+    collect(taken.iter().filter(|taken| taken.probe <= most))
+}
+
+fn quickest(taken: &[Taken]) -> Duration {
+    taken.iter().map(|taken| taken.probe).min().unwrap_or_default()
 }
 
 fn collect<'a>(taken: impl Iterator<Item = &'a Taken>) -> Samples {
