@@ -126,21 +126,14 @@ enum Packet {
     WroteDisconnect,
 }
 
-/// What the event loop gives, up to the end of the connection.
-type Polling = Pin<Box<dyn Stream<Item = Polled> + Send>>;
+/// What the event loop gives, each with whether another publish was read with it, and at last why there is no more.
+type Polling = Pin<Box<dyn Stream<Item = Result<(Packet, bool), Loss>> + Send>>;
 
-enum Polled {
-    Packet {
-        packet: Packet,
-        /// Another publish was read with it.
-        behind: bool,
-    },
-    /// The connection is over.
-    Over {
-        /// What was read before and still counts.
-        remains: VecDeque<Packet>,
-        loss: Loss,
-    },
+/// How far a connection is.
+enum Stage {
+    Open(EventLoop),
+    /// It is over; what was read before and still counts is yet to be told.
+    Ending(VecDeque<Packet>, Loss),
 }
 
 /// One connection, from CONNECT to its end.
@@ -150,9 +143,6 @@ pub(super) struct Connection {
     behind: bool,
     /// Something was turned away since the last packet went out.
     full: bool,
-    /// What was still to be told when the connection ended, and why it did.
-    remains: VecDeque<Packet>,
-    loss: Option<Loss>,
     /// QoS 1 messages handed over whose packet id is not known yet, oldest first.
     unsent: VecDeque<u64>,
     /// The tag of each packet id that waits for its PUBACK.
@@ -188,16 +178,7 @@ impl Connection {
         };
         let polling = poll(event_loop);
         let (unsent, unacked) = (VecDeque::new(), HashMap::new());
-        Ok(Connection {
-            client,
-            polling,
-            behind: false,
-            full: false,
-            remains: VecDeque::new(),
-            loss: None,
-            unsent,
-            unacked,
-        })
+        Ok(Connection { client, polling, behind: false, full: false, unsent, unacked })
     }
 
     /// Whether publishes have been read that [`next`](Connection::next) has not given out.
@@ -211,27 +192,18 @@ impl Connection {
     pub(super) async fn next(&mut self) -> Event {
         while let Some(polled) = self.polling.next().await {
             match polled {
-                Polled::Packet { packet: Packet::WroteDisconnect, .. } => return Event::Closed,
-                Polled::Packet { packet, behind } => {
+                Ok((Packet::WroteDisconnect, _)) => return Event::Closed,
+                Ok((packet, behind)) => {
                     self.behind = behind;
                     match self.event(packet) {
                         Event::Sent if !std::mem::take(&mut self.full) => {}
                         event => return event,
                     }
                 }
-                Polled::Over { remains, loss } => {
-                    self.remains = remains;
-                    self.loss = Some(loss);
-                }
+                Err(loss) => return Event::Lost(loss),
             }
         }
-        if let Some(packet) = self.remains.pop_front() {
-            return self.event(packet);
-        }
-        match self.loss.take() {
-            Some(loss) => Event::Lost(loss),
-            None => std::future::pending().await,
-        }
+        std::future::pending().await
     }
 
     fn event(&mut self, packet: Packet) -> Event {
@@ -345,20 +317,24 @@ pub(super) fn look_at_files(settings: &Settings, certificates: &Certificates) ->
 
 /// Polls until the connection is over, by an error or by our own DISCONNECT, and never again.
 fn poll(event_loop: EventLoop) -> Polling {
-    let polls = unfold(Some(event_loop), |event_loop| async move {
-        let mut event_loop = event_loop?;
-        Some(match event_loop.next().await {
-            Ok(Packet::WroteDisconnect) => {
-                (Polled::Packet { packet: Packet::WroteDisconnect, behind: false }, None)
-            }
-            Ok(packet) => {
-                let behind = event_loop.is_behind();
-                (Polled::Packet { packet, behind }, Some(event_loop))
-            }
-            Err(loss) => (Polled::Over { remains: remains(event_loop), loss }, None),
+    let polls = unfold(Some(Stage::Open(event_loop)), |stage| async move {
+        let (mut remains, loss) = match stage? {
+            Stage::Open(mut event_loop) => match event_loop.next().await {
+                Ok(packet) => {
+                    let behind = event_loop.is_behind();
+                    let over = matches!(packet, Packet::WroteDisconnect);
+                    return Some((Ok((packet, behind)), (!over).then_some(Stage::Open(event_loop))));
+                }
+                Err(loss) => (remains(event_loop), loss),
+            },
+            Stage::Ending(remains, loss) => (remains, loss),
+        };
+        Some(match remains.pop_front() {
+            Some(packet) => (Ok((packet, false)), Some(Stage::Ending(remains, loss))),
+            None => (Err(loss), None),
         })
     });
-    // Asked again after its end, as for each of the remains, it has to say so again.
+    // Asked again after its end, it has to say so again.
     Box::pin(polls.fuse())
 }
 
@@ -682,17 +658,9 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 
-    /// Lets its only client in, and takes whatever comes.
-    async fn broker(listener: tokio::net::TcpListener) {
-        let (mut client, _) = listener.accept().await.unwrap();
-        let mut bytes = [0; 4096];
-        assert!(client.read(&mut bytes).await.unwrap() > 0);
-        client.write_all(b"\x20\x03\0\0\0").await.unwrap();
-        while client.read(&mut bytes).await.is_ok_and(|length| length > 0) {}
-    }
-
-    #[tokio::test]
-    async fn what_was_read_with_the_end_of_the_connection_still_counts() {
+    /// A connection to a broker that lets its only client in, answers with `answer` once it has been sent `after` bytes,
+    /// and takes whatever else comes.
+    async fn connected(after: usize, answer: &'static [u8]) -> Connection {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("mqtt://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -701,27 +669,31 @@ mod tests {
             assert!(client.read(&mut bytes).await.unwrap() > 0);
             client.write_all(b"\x20\x03\0\0\0").await.unwrap();
             let mut length = 0;
-            // Two publishes of 12 bytes each.
-            while length < 24 {
+            while length < after {
                 length += client.read(&mut bytes).await.unwrap();
             }
-            // Both are acknowledged, and no packet has the type that follows.
-            client.write_all(b"\x40\x02\0\x01\x40\x02\0\x02\0\0").await.unwrap();
-            std::future::pending::<()>().await;
+            client.write_all(answer).await.unwrap();
+            while client.read(&mut bytes).await.is_ok_and(|length| length > 0) {}
         });
         let settings = Config { url, ..Config::default() }.settings("n1").unwrap();
         let certificates = Certificates::new(&crate::config::Config::default(), 0);
         let will = Message::notice("status".to_owned(), "lost");
         let mut connection = Connection::open(&settings, &certificates, &will, false).unwrap();
         assert!(matches!(connection.next().await, Event::Connected(_)));
-        let message = Message {
-            topic: "t".to_owned(),
-            payload: "four".into(),
-            properties: Properties::default(),
-            ..will
-        };
+        connection
+    }
+
+    fn message(qos: Qos) -> Message {
+        let properties = Properties::default();
+        Message { topic: "t".to_owned(), payload: "four".into(), retain: false, qos, properties }
+    }
+
+    #[tokio::test]
+    async fn what_was_read_with_the_end_of_the_connection_still_counts() {
+        // Two publishes of 12 bytes each. Both are acknowledged, and no packet has the type that follows.
+        let mut connection = connected(24, b"\x40\x02\0\x01\x40\x02\0\x02\0\0").await;
         for tag in [7, 8] {
-            connection.publish(tag, &message).unwrap();
+            connection.publish(tag, &message(Qos::AtLeastOnce)).unwrap();
         }
         assert!(matches!(connection.next().await, Event::Acked { tag: 7, refused: None }));
         assert!(matches!(connection.next().await, Event::Acked { tag: 8, refused: None }));
@@ -731,16 +703,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_went_out_is_told_to_whom_there_was_no_room_for() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("mqtt://{}", listener.local_addr().unwrap());
-        tokio::spawn(broker(listener));
-        let settings = Config { url, ..Config::default() }.settings("n1").unwrap();
-        let certificates = Certificates::new(&crate::config::Config::default(), 0);
-        let will = Message::notice("status".to_owned(), "lost");
-        let mut connection = Connection::open(&settings, &certificates, &will, false).unwrap();
-        assert!(matches!(connection.next().await, Event::Connected(_)));
-
-        let message = Message { qos: Qos::AtMostOnce, retain: false, ..will };
+        let mut connection = connected(0, b"").await;
+        let message = message(Qos::AtMostOnce);
         connection.publish(0, &message).unwrap();
         let told = timeout(Duration::from_millis(100), connection.next()).await;
         assert!(told.is_err(), "{told:?}");

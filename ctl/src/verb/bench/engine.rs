@@ -75,7 +75,8 @@ pub(super) fn engine(args: &BenchEngine) -> Result<(), Failure> {
     run()?;
     let load_ms = (loaded + begin.elapsed()).as_secs_f64() * 1e3;
     let taken = time(&mut run, args.runs)?;
-    let (mut samples, mut undisturbed) = (all(&taken), undisturbed(&taken));
+    let mut samples: Samples = taken.iter().map(|taken| taken.took).collect();
+    let mut undisturbed = undisturbed(&taken);
     if let Some(path) = &args.output {
         let archive = npz::write(&named(output)?)?;
         fs::write(path, archive).with_context(|| path.display().to_string())?;
@@ -234,24 +235,14 @@ fn time<T, E>(run: &mut impl FnMut() -> Result<T, E>, count: Option<usize>) -> R
     }
 }
 
-fn all(taken: &[Taken]) -> Samples {
-    collect(taken.iter())
-}
-
 /// Of the runs those that had their core to themselves, as far as the moments before and after can tell.
 fn undisturbed(taken: &[Taken]) -> Samples {
     let most = quickest(taken).mul_f64(COMPANY);
-    collect(taken.iter().filter(|taken| taken.probe <= most))
+    taken.iter().filter(|taken| taken.probe <= most).map(|taken| taken.took).collect()
 }
 
 fn quickest(taken: &[Taken]) -> Duration {
     taken.iter().map(|taken| taken.probe).min().unwrap_or_default()
-}
-
-fn collect<'a>(taken: impl Iterator<Item = &'a Taken>) -> Samples {
-    let mut samples = Samples::default();
-    taken.for_each(|taken| samples.push(taken.took));
-    samples
 }
 
 fn peak_rss_kb() -> anyhow::Result<u64> {
@@ -271,7 +262,7 @@ mod tests {
         let taken = [(10, 100), (11, 109), (20, 111), (12, 105), (90, 400)]
             .map(|(took, probe)| Taken { took: us(took), probe: us(probe) });
         assert_eq!(undisturbed(&taken).0, [10_000, 11_000, 12_000]);
-        assert_eq!(all(&taken).0.len(), 5);
+        assert_eq!(taken.iter().map(|taken| taken.took).collect::<Samples>().0.len(), 5);
         assert!(undisturbed(&[]).0.is_empty());
     }
 }

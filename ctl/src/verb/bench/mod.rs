@@ -147,6 +147,14 @@ impl Samples {
     }
 }
 
+impl FromIterator<Duration> for Samples {
+    fn from_iter<I: IntoIterator<Item = Duration>>(all: I) -> Self {
+        let mut samples = Self::default();
+        all.into_iter().for_each(|took| samples.push(took));
+        samples
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
