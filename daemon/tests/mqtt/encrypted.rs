@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use tractd_tests::broker::free_port;
 
 use crate::broker::wait_until;
 use crate::site::Site;
@@ -53,7 +54,7 @@ fn encrypted(version: u8) -> (Site, u16, String) {
     authority(&dir, "authority");
     certificate(&dir, "authority", "broker", "broker");
     certificate(&dir, "authority", "edge-1", "client");
-    let port = Site::free_port();
+    let port = free_port();
     let at = dir.display();
     site.start_broker(&format!(
         "log_dest file {at}/broker.log\nlistener {port} 127.0.0.1\ncafile {at}/authority.pem\n\
@@ -121,7 +122,7 @@ fn dated(from: i64, until: i64, floor: i64) -> (Site, String) {
     let key = KeyPair::generate().unwrap();
     fs::write(dir.join("broker.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
     fs::write(dir.join("broker.key"), key.serialize_pem()).unwrap();
-    let port = Site::free_port();
+    let port = free_port();
     let at = dir.display();
     site.start_broker(&format!(
         "listener {port} 127.0.0.1\ncertfile {at}/broker.pem\nkeyfile {at}/broker.key\n"

@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tractd_tests::broker::free_port;
 use tractd_wire as wire;
 
 use crate::client::Client;
@@ -28,19 +27,7 @@ pub(crate) struct Site {
 impl Site {
     /// Nothing runs yet. `version` is the protocol the daemon speaks.
     pub(crate) fn new(version: u8) -> Site {
-        Site::at(Site::free_port(), version)
-    }
-
-    /// A port nobody listens at.
-    pub(crate) fn free_port() -> u16 {
-        // Below those that clients' own ends get, and each test's process begins elsewhere: a broker takes it only later.
-        const PORTS: std::ops::Range<u32> = 16_384..32_768;
-        static TAKEN: AtomicU32 = AtomicU32::new(0);
-        let port = |_| {
-            let next = TAKEN.fetch_add(1, Ordering::Relaxed) + std::process::id() * 16;
-            (PORTS.start + next % (PORTS.end - PORTS.start)) as u16
-        };
-        PORTS.map(port).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+        Site::at(free_port(), version)
     }
 
     /// As [`new`](Site::new), with the broker at `port`.
