@@ -109,12 +109,19 @@ fn bench_engine_says_all_that_it_measures() {
         "p10_us",
         "p90_us",
         "peak_rss_kb",
+        "probe_us",
         "samples",
         "total_macs",
+        "undisturbed_samples",
+        "undisturbed_us",
     ];
     assert_eq!(keys, expected);
     let us = ["p10_us", "median_us", "p90_us"].map(|key| figures[key].as_f64().unwrap());
     assert!(0.0 < us[0] && us.is_sorted(), "{us:?}");
+    assert!(figures["probe_us"].as_f64().unwrap() > 0.0);
+    // Other tests may have kept each run company.
+    let undisturbed = figures["undisturbed_samples"].as_u64().unwrap();
+    assert_eq!((undisturbed <= 3, undisturbed == 0), (true, figures["undisturbed_us"].is_null()));
     assert!(figures["load_ms"].as_f64().unwrap() > 0.0);
     assert!(figures["peak_rss_kb"].as_u64().unwrap() > 1024);
     assert_eq!((&figures["samples"], &figures["outside"]), (&3.into(), &0.into()));
