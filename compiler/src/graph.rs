@@ -1,7 +1,7 @@
 //! The graph of the file, checked: every tensor has one source, and nodes can be put in order.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_proto::DataType;
@@ -35,6 +35,9 @@ pub(crate) struct Graph<'a> {
     pub(crate) values: Vec<Value<'a>>,
     /// Of ONNX's own operators; 1 where the file has none.
     pub(crate) opset: i64,
+    /// Of a subgraph: tensors that it reads of the graph around it, and what they are there.
+    pub(crate) captured: Vec<(ValueId, ValueId)>,
+    names: HashMap<&'a str, ValueId>,
 }
 
 /// A tensor.
@@ -56,6 +59,12 @@ pub(crate) struct Node<'a> {
     pub(crate) outputs: Vec<Option<ValueId>>,
     /// Tensors its subgraphs read.
     captured: Vec<ValueId>,
+}
+
+impl<'a> Value<'a> {
+    fn named(name: &'a str, producer: Option<NodeId>) -> Value<'a> {
+        Value { name, producer, consumers: Vec::new(), is_output: false, constant: None }
+    }
 }
 
 impl<'a> Node<'a> {
@@ -120,6 +129,21 @@ impl<'a> Node<'a> {
 impl<'a> Graph<'a> {
     pub(crate) fn new(model: &'a ModelProto) -> Result<Graph<'a>, CompileError> {
         let proto = model.graph.as_ref().ok_or(CompileError::NoGraph)?;
+        let own = model.opset_import.iter().find(|set| set.domain.is_empty() || set.domain == "ai.onnx");
+        Graph::within(None, proto, own.map_or(1, |set| set.version))
+    }
+
+    /// The graphs that are attributes of a node of this one, as those of `If` and `Loop` are.
+    pub(crate) fn subgraphs(&self, node: &Node<'a>) -> impl Iterator<Item = Result<Graph<'a>, CompileError>> {
+        let protos = node.proto.attribute.iter().flat_map(|each| each.g.iter().chain(&each.graphs));
+        protos.map(|proto| Graph::within(Some(self), proto, self.opset))
+    }
+
+    fn within(
+        around: Option<&Graph<'a>>,
+        proto: &'a GraphProto,
+        opset: i64,
+    ) -> Result<Graph<'a>, CompileError> {
         let limit = |what, got, limit| match got > limit {
             true => Err(CompileError::TooLarge { what, got, limit }),
             false => Ok(()),
@@ -127,10 +151,8 @@ impl<'a> Graph<'a> {
         limit("nodes", proto.node.len(), NODES_MAX)?;
         let edges = proto.node.iter().map(|node| node.input.len() + node.output.len()).sum();
         limit("inputs and outputs of nodes", edges, EDGES_MAX)?;
-        let own = model.opset_import.iter().find(|set| set.domain.is_empty() || set.domain == "ai.onnx");
-        let opset = own.map_or(1, |set| set.version);
 
-        let mut names = Names::default();
+        let mut names = Names { around, ..Names::default() };
         for tensor in &proto.initializer {
             names.produce(&tensor.name, None)?;
             names.value(&tensor.name).constant = Some(Cow::Borrowed(tensor));
@@ -159,7 +181,7 @@ impl<'a> Graph<'a> {
             }
             for attribute in &node.proto.attribute {
                 for inner in attribute.g.iter().chain(&attribute.graphs) {
-                    names.capture(inner, id, &mut node.captured, 0)?;
+                    names.capture(inner, id, &mut node.captured, &mut Vec::new())?;
                 }
             }
             if let (Some(tensor), Some(Some(output))) = (constant_node(node), node.outputs.first()) {
@@ -168,15 +190,19 @@ impl<'a> Graph<'a> {
         }
         let missing =
             |name: &str| CompileError::Missing { node: "output".to_owned(), value: name.to_owned() };
-        let outputs =
-            proto.output.iter().map(|output| names.known(&output.name).ok_or(missing(&output.name)));
+        let outputs = proto.output.iter().map(|output| names.find(&output.name).ok_or(missing(&output.name)));
         let outputs: Vec<ValueId> = outputs.collect::<Result<_, _>>()?;
-        let mut values = names.values;
+        let Names { ids: names, mut values, captured, .. } = names;
+        for (own, outer) in &captured {
+            let inputs_around = around.map_or(&[][..], |around| &around.inputs);
+            let input = inputs_around.iter().find(|(value, _)| value == outer);
+            inputs.extend(input.map(|(_, info)| (*own, *info)));
+        }
         for &output in &outputs {
             values[output].is_output = true;
         }
         let order = order(&nodes, &values)?;
-        Ok(Graph { proto, nodes, order, inputs, outputs, values, opset })
+        Ok(Graph { proto, nodes, order, inputs, outputs, values, opset, captured, names })
     }
 
     /// The constant a tensor is; `None` where it is computed, kept elsewhere or of an unusual type.
@@ -208,12 +234,26 @@ pub(crate) fn declared(info: &ValueInfoProto) -> Option<(DataType, Vec<usize>)> 
 
 /// Tensors by name while the graph is read.
 #[derive(Default)]
-struct Names<'a> {
+struct Names<'g, 'a> {
+    around: Option<&'g Graph<'a>>,
     ids: HashMap<&'a str, ValueId>,
     values: Vec<Value<'a>>,
+    captured: Vec<(ValueId, ValueId)>,
 }
 
-impl<'a> Names<'a> {
+impl<'a> Names<'_, 'a> {
+    /// Here, or in the graph around this one.
+    fn find(&mut self, name: &'a str) -> Option<ValueId> {
+        self.known(name).or_else(|| {
+            let around = self.around?;
+            let outer = *around.names.get(name)?;
+            let constant = around.values[outer].constant.clone();
+            let own = self.add(Value { constant, ..Value::named(name, None) });
+            self.captured.push((own, outer));
+            Some(own)
+        })
+    }
+
     fn known(&self, name: &str) -> Option<ValueId> {
         self.ids.get(name).copied()
     }
@@ -224,47 +264,63 @@ impl<'a> Names<'a> {
     }
 
     fn produce(&mut self, name: &'a str, producer: Option<NodeId>) -> Result<ValueId, CompileError> {
-        let id = self.values.len();
-        if self.ids.insert(name, id).is_some() {
-            return Err(CompileError::Twice { value: name.to_owned() });
+        match self.ids.contains_key(name) {
+            true => Err(CompileError::Twice { value: name.to_owned() }),
+            false => Ok(self.add(Value::named(name, producer))),
         }
-        self.values.push(Value { name, producer, consumers: Vec::new(), is_output: false, constant: None });
-        Ok(id)
     }
 
-    fn read(&mut self, name: &str, node: NodeId, proto: &NodeProto) -> Result<Option<ValueId>, CompileError> {
+    fn add(&mut self, value: Value<'a>) -> ValueId {
+        let id = self.values.len();
+        self.ids.insert(value.name, id);
+        self.values.push(value);
+        id
+    }
+
+    fn read(
+        &mut self,
+        name: &'a str,
+        node: NodeId,
+        proto: &NodeProto,
+    ) -> Result<Option<ValueId>, CompileError> {
         if name.is_empty() {
             return Ok(None);
         }
         let missing = || CompileError::Missing { node: proto.name.clone(), value: name.to_owned() };
-        let id = self.known(name).ok_or_else(missing)?;
+        let id = self.find(name).ok_or_else(missing)?;
         self.values[id].consumers.push(node);
         Ok(Some(id))
     }
 
-    /// What a subgraph reads of the graph around it. A name that a subgraph defines itself counts, too: that only keeps
-    /// a tensor alive for nothing.
+    /// What a subgraph reads of the graph around it. `scopes` are the names that the subgraphs around it define.
     fn capture(
         &mut self,
-        graph: &GraphProto,
+        graph: &'a GraphProto,
         node: NodeId,
         captured: &mut Vec<ValueId>,
-        depth: usize,
+        scopes: &mut Vec<HashSet<&'a str>>,
     ) -> Result<(), CompileError> {
-        if depth > DEPTH_MAX {
+        if scopes.len() > DEPTH_MAX {
             return Err(CompileError::TooDeep { limit: DEPTH_MAX });
         }
+        let inputs = graph.input.iter().map(|input| &input.name);
+        let initialised = graph.initializer.iter().map(|tensor| &tensor.name);
+        let made = graph.node.iter().flat_map(|node| &node.output);
+        scopes.push(inputs.chain(initialised).chain(made).map(String::as_str).collect());
         let outputs = graph.output.iter().map(|output| &output.name);
         for name in graph.node.iter().flat_map(|node| &node.input).chain(outputs) {
-            if let Some(id) = self.known(name) {
+            if !scopes.iter().any(|scope| scope.contains(name.as_str()))
+                && let Some(id) = self.find(name)
+            {
                 self.values[id].consumers.push(node);
                 captured.push(id);
             }
         }
         let attributes = graph.node.iter().flat_map(|node| &node.attribute);
         for inner in attributes.flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs)) {
-            self.capture(inner, node, captured, depth + 1)?;
+            self.capture(inner, node, captured, scopes)?;
         }
+        scopes.pop();
         Ok(())
     }
 }

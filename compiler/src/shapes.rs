@@ -18,10 +18,24 @@ pub(crate) struct Shapes(Vec<Option<Vec<usize>>>);
 impl Shapes {
     /// `given` are the inputs' shapes where the file leaves them open, by name.
     pub(crate) fn new(graph: &Graph<'_>, given: &[(&str, &[usize])]) -> Result<Shapes, CompileError> {
+        Shapes::of(graph, given, Shapes(vec![None; graph.values.len()]))
+    }
+
+    /// Those of a subgraph of the graph that these are of.
+    pub(crate) fn within(&self, graph: &Graph<'_>) -> Result<Shapes, CompileError> {
         let mut shapes = Shapes(vec![None; graph.values.len()]);
+        for &(own, outer) in &graph.captured {
+            shapes.0[own].clone_from(&self.0[outer]);
+        }
+        Shapes::of(graph, &[], shapes)
+    }
+
+    fn of(graph: &Graph<'_>, given: &[(&str, &[usize])], mut shapes: Shapes) -> Result<Shapes, CompileError> {
         for (value, info) in &graph.inputs {
             let given = given.iter().find(|(name, _)| *name == info.name).map(|(_, shape)| shape.to_vec());
-            shapes.set(*value, given.or_else(|| declared(info).map(|(_, shape)| shape)));
+            if shapes.0[*value].is_none() {
+                shapes.set(*value, given.or_else(|| declared(info).map(|(_, shape)| shape)));
+            }
         }
         for value in 0..graph.values.len() {
             if let Some(constant) = graph.constant(value)? {

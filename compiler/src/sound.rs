@@ -6,6 +6,8 @@ use crate::CompileError;
 use crate::graph::{Graph, Node, ValueId, declared};
 use crate::shapes::Shapes;
 
+/// Subgraphs, too.
+///
 /// # Errors
 /// The first node whose answer could be a wrong one.
 pub(crate) fn check(graph: &Graph<'_>, shapes: &Shapes) -> Result<(), CompileError> {
@@ -15,6 +17,10 @@ pub(crate) fn check(graph: &Graph<'_>, shapes: &Shapes) -> Result<(), CompileErr
             "QLinearConv" => check_convolution(graph, node)?,
             "Clip" => check_bounds(shapes, node)?,
             _ => {}
+        }
+        for inner in graph.subgraphs(node) {
+            let inner = inner?;
+            check(&inner, &shapes.within(&inner)?)?;
         }
     }
     Ok(())

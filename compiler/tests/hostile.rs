@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
+use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use tractd_compiler::{CompileError, Form, Place};
@@ -9,7 +10,7 @@ use tractd_compiler::{CompileError, Form, Place};
 #[allow(dead_code, reason = "each file of tests builds other graphs")]
 mod build;
 
-use build::{bytes, compiled, floats, graph, model, node, value};
+use build::{attribute, bytes, compiled, floats, graph, model, node, value};
 
 /// x → Q → DQ → Conv 1×1 → Relu → Q → DQ → y, on `[1, 2, 2, 2]`.
 fn sound() -> ModelProto {
@@ -225,6 +226,71 @@ fn subgraphs_may_nest_only_so_deep() {
     };
     assert!(compiled(&nested(64)).is_ok());
     assert_eq!(compiled(&nested(100)).unwrap_err(), CompileError::TooDeep { limit: 64 });
+}
+
+/// x → If → y, with `nodes` in its one branch, the last of which makes what the branch gives, and constants around it.
+fn branching(nodes: Vec<NodeProto>, within: Vec<TensorProto>, around: Vec<TensorProto>) -> ModelProto {
+    let given = value(&nodes.last().unwrap().output[0], DataType::Float, &[2]);
+    let branch =
+        GraphProto { node: nodes, initializer: within, output: vec![given], ..GraphProto::default() };
+    let branch = |name: &str| AttributeProto {
+        name: name.to_owned(),
+        g: Some(branch.clone()),
+        r#type: AttributeType::Graph as i32,
+        ..AttributeProto::default()
+    };
+    let mut choice = node("If", &["yes"], "y");
+    choice.attribute = vec![branch("then_branch"), branch("else_branch")];
+    let yes = bytes("yes", DataType::Bool, &[], &[1]);
+    model(vec![choice], [vec![yes], around].concat(), &[2], &[2])
+}
+
+#[test]
+fn what_tract_answers_wrongly_is_refused_in_subgraphs_too() {
+    let clip = || vec![node("Clip", &["x", "low"], "inner")];
+    let low = |dims: &[i64]| floats("low", dims, &vec![0.5; dims.iter().product::<i64>() as usize]);
+    let refused = Err(CompileError::Operand { node: "inner".into(), reason: "bounds that are no scalars" });
+    let compiled = |model| compiled(&model).map(|_| ());
+    // Constants of the branch, and of the graph around it.
+    assert_eq!(compiled(branching(clip(), vec![low(&[])], vec![])), Ok(()));
+    assert_eq!(compiled(branching(clip(), vec![low(&[2])], vec![])), refused);
+    assert_eq!(compiled(branching(clip(), vec![], vec![low(&[])])), Ok(()));
+    assert_eq!(compiled(branching(clip(), vec![], vec![low(&[2])])), refused);
+    // The branch's own goes before that around it.
+    assert_eq!(compiled(branching(clip(), vec![low(&[])], vec![low(&[2])])), Ok(()));
+
+    // Two deep, of a tensor that the outermost graph computes.
+    let mut deep = branching(clip(), vec![], vec![]);
+    let choice = graph(&mut deep).node[0].clone();
+    let mut deeper = branching(vec![choice], vec![], vec![floats("two", &[2], &[0.5, 1.5])]);
+    graph(&mut deeper).node.insert(0, node("Relu", &["two"], "low"));
+    assert_eq!(compiled(deeper.clone()), refused);
+    constant(&mut deeper, "two").dims = vec![1];
+    constant(&mut deeper, "two").float_data.pop();
+    assert_eq!(compiled(deeper), Ok(()));
+
+    // The type of an input of the graph around it.
+    let quantise = |wanted| {
+        let mut quantise = node("QuantizeLinear", &["x", "s", "zero"], "q");
+        quantise.attribute = vec![attribute("output_dtype", i64::from(wanted as i32))];
+        let nodes = vec![quantise, node("DequantizeLinear", &["q", "s", "zero"], "inner")];
+        let mut model = branching(nodes, vec![], vec![floats("s", &[], &[0.5])]);
+        graph(&mut model).input.push(value("zero", DataType::Int8, &[1]));
+        compiled(model)
+    };
+    assert_eq!(quantise(DataType::Int8), Ok(()));
+    let reason = "an output type that is not its zero point's";
+    assert_eq!(quantise(DataType::Uint8), Err(CompileError::Quantisation { node: "q".into(), reason }));
+}
+
+#[test]
+fn what_a_subgraph_lacks_is_named() {
+    let model = branching(vec![node("Clip", &["x", "nowhere"], "inner")], vec![], vec![]);
+    let missing = CompileError::Missing { node: "inner".into(), value: "nowhere".into() };
+    assert_eq!(compiled(&model).unwrap_err(), missing);
+    let twice = vec![node("Neg", &["x"], "inner"), node("Neg", &["x"], "inner")];
+    let error = compiled(&branching(twice, vec![], vec![])).unwrap_err();
+    assert_eq!(error, CompileError::Twice { value: "inner".into() });
 }
 
 #[test]
