@@ -13,8 +13,8 @@ pub(crate) struct Memory<'a, 'b> {
     pub(crate) arena: &'a mut [u8],
     pub(crate) inputs: &'a [&'a [u8]],
     pub(crate) outputs: &'a mut [&'b mut [u8]],
-    /// Weights that a later step reads first, and that no cache near this core still holds. A kernel that has time while
-    /// it multiplies may bring the beginning of them near.
+    /// Weights that a later step needs at once, and that no cache near this core still holds. A kernel that has time while
+    /// it multiplies may bring them, or the beginning of them, near.
     pub(crate) ahead: &'a [u8],
 }
 
@@ -23,8 +23,8 @@ pub(crate) trait Run: Send + Sync {
     /// Computes these rows of the output.
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>);
 
-    /// Weights in the order they are read, where somebody may want them brought near.
-    fn weights(&self) -> &[u8] {
+    /// The weights it needs at once when it begins: whoever runs before it may bring them near.
+    fn first_weights(&self) -> &[u8] {
         &[]
     }
 

@@ -42,7 +42,7 @@ impl Program {
         let (inputs, outputs) = (spec.inputs.clone(), spec.outputs.clone());
         let mut program = Program { tier, arena_bytes, inputs, outputs, steps, ahead: Vec::new() };
         if program.packed_bytes() > NEAR_BYTES {
-            let weighty = |next: &usize| !program.steps[*next].kernel.weights().is_empty();
+            let weighty = |next: &usize| !program.steps[*next].kernel.first_weights().is_empty();
             let steps = program.steps.len();
             program.ahead = (0..steps).map(|index| (index + 1..steps).find(weighty)).collect();
         }
@@ -125,7 +125,7 @@ impl Program {
                 view.fill_border(memory.arena);
             }
             let next = self.ahead.get(index).copied().flatten();
-            memory.ahead = next.map_or(&[], |next| self.steps[next].kernel.weights());
+            memory.ahead = next.map_or(&[], |next| self.steps[next].kernel.first_weights());
             step.kernel.run(&mut memory, 0..step.rows);
             after(index);
         }

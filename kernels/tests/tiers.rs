@@ -73,6 +73,7 @@ macro_rules! stamp {
             #[test] fn conv() { check("conv", 400, generate::conv); }
             #[test] fn dense() { check("dense", 150, generate::dense); }
             #[test] fn wide_conv() { check("wide_conv", 60, generate::wide_conv); }
+            #[test] fn heavy() { check("heavy", 12, generate::heavy); }
             #[test] fn stem() { check("stem", 150, generate::stem); }
             #[test] fn depthwise() { check("depthwise", 400, generate::depthwise); }
             #[test] fn single_row() { check("single_row", 60, generate::single_row); }

@@ -523,6 +523,25 @@ pub(crate) fn load(rng: &mut Rng) -> Case {
     })
 }
 
+/// Convolutions in a row, down to one pixel, with more weights than stay near a core: those of one layer are brought near
+/// while another is computed.
+pub(crate) fn heavy(rng: &mut Rng) -> Case {
+    until(rng, |b| {
+        let shape = [b.rng.range(1, 8), b.rng.range(1, 8), b.rng.pick(&[64, 200, 512])];
+        let mut at = b.loaded(shape);
+        let mut weights = 0;
+        while weights < 1 << 20 {
+            let [h, w, c] = b.shape(at);
+            let c_out = b.rng.pick(&[40, 128, 320, 640]);
+            let (kernel, pad) = if h > 2 && w > 2 { b.rng.pick(&[(1, 0), (3, 1)]) } else { (1, 0) };
+            at = b.conv(at, Window { pad: [pad; 2], ..Window::square(kernel, 1) }, 1, c_out)?;
+            weights += kernel * kernel * c * c_out;
+        }
+        let [h, w, _] = b.shape(at);
+        b.conv(at, Window { kernel: [h, w], ..Window::square(1, 1) }, 1, 500)
+    })
+}
+
 /// Several convolutions in a row, with borders, buffers that share bytes, and a sum over a branch.
 pub(crate) fn chain(rng: &mut Rng) -> Case {
     until(rng, |b| {

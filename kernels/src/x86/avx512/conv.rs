@@ -19,6 +19,9 @@ const L1_WEIGHTS: usize = 32 << 10;
 const L2_WEIGHTS: usize = 96 << 10;
 /// What one step brings near at most, in bytes: a cache line.
 const LINE: usize = 64;
+/// Weights in L2 at once, at most: a block's, and the first of the next layer. The smallest L2 of these processors has room
+/// for activations, too.
+const NEAR: usize = 640 << 10;
 /// Pixels, at least, of the rows between which all blocks of channels are computed when the weights stay in L1.
 const BAND: usize = 96;
 
@@ -69,7 +72,13 @@ impl Run for Packed512 {
             let ahead = if band.end == rows.end { memory.ahead } else { &[] };
             let rows = band;
             // SAFETY: the module's contract; these are rows of the output.
-            unsafe { self.pixels(memory.arena.as_mut_ptr(), rows.clone(), ahead) };
+            unsafe {
+                let arena = memory.arena.as_mut_ptr();
+                match ahead {
+                    [] => self.pixels::<false>(arena, rows.clone(), ahead),
+                    _ => self.pixels::<true>(arena, rows.clone(), ahead),
+                }
+            }
             // The sum and the table pass over what has just been written, while it is near.
             if let Some(Residual { view, sum }) = &self.residual {
                 elementwise::add_rows(memory.arena, &self.output, view, &self.output, sum, rows.clone());
@@ -80,8 +89,15 @@ impl Run for Packed512 {
         }
     }
 
-    fn weights(&self) -> &[u8] {
-        &self.packed.weights
+    fn first_weights(&self) -> &[u8] {
+        let pixels = self.output.height * self.output.width;
+        match self.packed.blocks.first() {
+            // There is time to bring each next block near, and it does.
+            Some(block) if pixels > PIXELS[4] && self.packed.weights.len() > L2_WEIGHTS => {
+                self.weights_of(block)
+            }
+            _ => &self.packed.weights,
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -95,9 +111,10 @@ impl Packed512 {
         &self.packed.weights[block.weights..][..bytes]
     }
 
-    /// All channels of these rows. Towards the end, the beginning of `ahead` is brought near.
+    /// All channels of these rows. Towards the end, the beginning of `ahead` is brought near, if there is any: where there is
+    /// little to compute, even asking costs.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn pixels(&self, arena: *mut u8, rows: Range<usize>, ahead: &[u8]) {
+    unsafe fn pixels<const AHEAD: bool>(&self, arena: *mut u8, rows: Range<usize>, ahead: &[u8]) {
         let width = self.output.width;
         let step = [self.step[1], self.output.pixel];
         let turn = [
@@ -106,12 +123,9 @@ impl Packed512 {
         ];
         // Rows that follow one another without a gap, read and written, are one long row.
         let width = if turn == [0, 0] { usize::MAX } else { width };
+        let pixels = rows.len() * self.output.width;
+        let (first, mut ahead) = if AHEAD { self.share(pixels, ahead) } else { (usize::MAX, ahead) };
         for (at, block) in self.packed.blocks.iter().enumerate() {
-            let next = match self.packed.blocks.get(at + 1) {
-                Some(next) if self.packed.weights.len() > L2_WEIGHTS => self.weights_of(next),
-                Some(_) => &[],
-                None => ahead,
-            };
             let stored = (self.output.pixel - block.channel).min(block.vectors * 16);
             let mut tile = Tile {
                 taps: &self.packed.taps,
@@ -125,30 +139,83 @@ impl Packed512 {
                 width,
                 step,
                 turn,
-                fetch: self.weights_of(block).as_ptr(),
                 fetch_step: 0,
             };
-            let pixels = rows.len() * self.output.width;
-            let (count, least, larger) = tiles(pixels, PIXELS[block.vectors]);
-            if !next.is_empty() {
-                let steps = count * self.packed.taps.len() * block.quads;
-                tile.fetch = next.as_ptr();
-                tile.fetch_step = next.len().min(steps * LINE).div_ceil(steps);
-            }
             let read = self.base + block.depth + rows.start * self.step[0];
             let write = self.output.offset(rows.start, 0) + block.channel;
-            // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena, and the tiles cover
-            // the pixels of the rows; the block's weights and factors are packed for its vectors.
-            unsafe {
-                let mut cursor =
-                    Cursor { x: 0, read: arena.add(read), write: arena.add(write), fetch: tile.fetch };
-                let kernels = &KERNELS[usize::from(tile.fetch_step > 0)][block.vectors];
-                if larger > 0 {
-                    kernels[least + 1](&tile, &mut cursor, larger);
+            // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena.
+            let (read, write) = unsafe { (arena.add(read), arena.add(write)) };
+            let mut cursor = Cursor { x: 0, read, write, fetch: tile.weights };
+            let (count, least, mut larger) = tiles(pixels, PIXELS[block.vectors]);
+            // The next tiles, and what is brought near meanwhile.
+            let mut compute = |tiles: usize, fetched: &[u8]| {
+                tile.fetch_step = 0;
+                // Divisions count where there is little to compute.
+                if !fetched.is_empty() {
+                    let steps = tiles * self.packed.taps.len() * block.quads;
+                    tile.fetch_step = fetched.len().min(steps * LINE).div_ceil(steps);
+                    cursor.fetch = fetched.as_ptr();
                 }
-                kernels[least](&tile, &mut cursor, count - larger);
+                let kernels = &KERNELS[usize::from(tile.fetch_step > 0)][block.vectors];
+                let of_larger = larger.min(tiles);
+                larger -= of_larger;
+                // SAFETY: all tiles together cover the pixels of the rows; the block's weights and factors are packed for its
+                // vectors.
+                unsafe {
+                    if of_larger > 0 {
+                        kernels[least + 1](&tile, &mut cursor, of_larger);
+                    }
+                    if tiles > of_larger {
+                        kernels[least](&tile, &mut cursor, tiles - of_larger);
+                    }
+                }
+            };
+            if !AHEAD || at < first {
+                compute(count, self.next(at));
+                continue;
             }
+            let busy = self.busy(at, count);
+            if busy > 0 {
+                compute(busy, self.next(at));
+            }
+            if busy < count {
+                compute(count - busy, ahead);
+            }
+            ahead = &ahead[ahead.len().min(self.room(at, pixels))..];
         }
+    }
+
+    /// The weights that a block brings near while it is computed: the next block's, unless they are near already.
+    fn next(&self, block: usize) -> &[u8] {
+        match self.packed.blocks.get(block + 1) {
+            Some(next) if self.packed.weights.len() > L2_WEIGHTS => self.weights_of(next),
+            _ => &[],
+        }
+    }
+
+    /// With how many of `tiles` a block brings near the next one, at a line a step.
+    fn busy(&self, block: usize, tiles: usize) -> usize {
+        let steps = self.packed.taps.len() * self.packed.blocks[block].quads;
+        self.next(block).len().div_ceil(steps * LINE).min(tiles)
+    }
+
+    /// Bytes that the rest of a block's tiles can bring near.
+    fn room(&self, block: usize, pixels: usize) -> usize {
+        let Block { vectors, quads, .. } = self.packed.blocks[block];
+        let (tiles, ..) = tiles(pixels, PIXELS[vectors]);
+        (tiles - self.busy(block, tiles)) * self.packed.taps.len() * quads * LINE
+    }
+
+    /// The first of the blocks, the last ones of the layer, that have room for `ahead`; and what of it they have room for.
+    fn share<'a>(&self, pixels: usize, ahead: &'a [u8]) -> (usize, &'a [u8]) {
+        let own = self.packed.blocks.first().map_or(0, |block| self.weights_of(block).len());
+        let ahead = &ahead[..ahead.len().min(NEAR.saturating_sub(own))];
+        let (mut first, mut room) = (self.packed.blocks.len(), 0);
+        while room < ahead.len() && first > 0 {
+            first -= 1;
+            room += self.room(first, pixels);
+        }
+        (first, &ahead[..ahead.len().min(room)])
     }
 }
 
@@ -179,7 +246,6 @@ struct Tile<'a> {
     step: [usize; 2],
     /// Bytes to add at the end of a row, read and written.
     turn: [isize; 2],
-    fetch: *const u8,
     /// Bytes fetched ahead for each four of input values.
     fetch_step: usize,
 }
