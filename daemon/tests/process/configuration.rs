@@ -118,7 +118,8 @@ fn the_log_level_is_set_by_file_and_by_signal() {
     let site = Site::new();
     site.configure("log = 'error'");
     let daemon = site.spawn(site.command());
-    wait_until(|| site.socket().exists() && daemon.status()["state"] == "ready", || daemon.log().join("\n"));
+    daemon.wait_listening();
+    wait_until(|| daemon.status()["state"] == "ready", || daemon.log().join("\n"));
     assert_eq!(daemon.log(), Vec::<String>::new());
     site.configure("log = 'info'");
     daemon.signal("-HUP");

@@ -153,6 +153,11 @@ impl Daemon {
         }
     }
 
+    /// For daemons that have not logged that they are ready: the socket's file is there a moment before anybody listens.
+    pub(crate) fn wait_listening(&self) {
+        wait_until(|| UnixStream::connect(&self.socket).is_ok(), || self.log().join("\n"));
+    }
+
     pub(crate) fn connect(&self) -> Client {
         let stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

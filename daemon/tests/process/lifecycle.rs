@@ -178,7 +178,7 @@ fn requests_sent_while_models_load_are_not_told_that_there_is_none() {
     let site = Site::new();
     site.add_example("digits", 1);
     let daemon = site.spawn(site.command());
-    wait_until(|| site.socket().exists(), || daemon.log().join("\n"));
+    daemon.wait_listening();
     let ask = Ask::tensor("digits", "image", DType::F32, &[1, 1, 8, 8], vec![0; 256]);
     loop {
         let reply = daemon.connect().ask(&ask);
