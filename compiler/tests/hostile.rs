@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code")]
 
-use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use tractd_compiler::{CompileError, Form, Place};
@@ -10,7 +9,7 @@ use tractd_compiler::{CompileError, Form, Place};
 #[allow(dead_code, reason = "each file of tests builds other graphs")]
 mod build;
 
-use build::{attribute, bytes, compiled, floats, graph, model, node, value};
+use build::{attribute, bytes, compiled, floats, graph, model, node, subgraph, value};
 
 /// x → Q → DQ → Conv 1×1 → Relu → Q → DQ → y, on `[1, 2, 2, 2]`.
 fn sound() -> ModelProto {
@@ -218,8 +217,8 @@ fn subgraphs_may_nest_only_so_deep() {
     let nested = |depth: usize| {
         let mut inner = GraphProto::default();
         for _ in 0..depth {
-            let body = AttributeProto { name: "body".into(), g: Some(inner), ..AttributeProto::default() };
-            let node = NodeProto { op_type: "Loop".into(), attribute: vec![body], ..NodeProto::default() };
+            let attribute = vec![subgraph("body", inner)];
+            let node = NodeProto { op_type: "Loop".into(), attribute, ..NodeProto::default() };
             inner = GraphProto { node: vec![node], ..GraphProto::default() };
         }
         ModelProto { graph: Some(inner), ..ModelProto::default() }
@@ -233,14 +232,8 @@ fn branching(nodes: Vec<NodeProto>, within: Vec<TensorProto>, around: Vec<Tensor
     let given = value(&nodes.last().unwrap().output[0], DataType::Float, &[2]);
     let branch =
         GraphProto { node: nodes, initializer: within, output: vec![given], ..GraphProto::default() };
-    let branch = |name: &str| AttributeProto {
-        name: name.to_owned(),
-        g: Some(branch.clone()),
-        r#type: AttributeType::Graph as i32,
-        ..AttributeProto::default()
-    };
     let mut choice = node("If", &["yes"], "y");
-    choice.attribute = vec![branch("then_branch"), branch("else_branch")];
+    choice.attribute = vec![subgraph("then_branch", branch.clone()), subgraph("else_branch", branch)];
     let yes = bytes("yes", DataType::Bool, &[], &[1]);
     model(vec![choice], [vec![yes], around].concat(), &[2], &[2])
 }

@@ -89,6 +89,10 @@ pub(crate) fn ints(name: &str, ints: &[i64]) -> AttributeProto {
     AttributeProto { ints: ints.to_vec(), ..typed(name, AttributeType::Ints) }
 }
 
+pub(crate) fn subgraph(name: &str, graph: GraphProto) -> AttributeProto {
+    AttributeProto { g: Some(graph), ..typed(name, AttributeType::Graph) }
+}
+
 fn typed(name: &str, r#type: AttributeType) -> AttributeProto {
     AttributeProto { name: name.to_owned(), r#type: r#type as i32, ..AttributeProto::default() }
 }

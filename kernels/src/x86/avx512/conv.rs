@@ -107,8 +107,13 @@ impl Run for Packed512 {
 
 impl Packed512 {
     fn weights_of(&self, block: &Block) -> &[u8] {
-        let bytes = self.packed.taps.len() * block.quads * block.vectors * 64;
+        let bytes = self.steps(block) * block.vectors * 64;
         &self.packed.weights[block.weights..][..bytes]
+    }
+
+    /// Fours of input values that go into each sum.
+    fn steps(&self, block: &Block) -> usize {
+        self.packed.taps.len() * block.quads
     }
 
     /// All channels of these rows. Towards the end, the beginning of `ahead` is brought near, if there is any: where there is
@@ -152,7 +157,7 @@ impl Packed512 {
                 tile.fetch_step = 0;
                 // Divisions count where there is little to compute.
                 if !fetched.is_empty() {
-                    let steps = tiles * self.packed.taps.len() * block.quads;
+                    let steps = tiles * self.steps(block);
                     tile.fetch_step = fetched.len().min(steps * LINE).div_ceil(steps);
                     cursor.fetch = fetched.as_ptr();
                 }
@@ -181,7 +186,7 @@ impl Packed512 {
             if busy < count {
                 compute(count - busy, ahead);
             }
-            ahead = &ahead[ahead.len().min(self.room(at, pixels))..];
+            ahead = &ahead[ahead.len().min(self.room(at, count - busy))..];
         }
     }
 
@@ -193,17 +198,14 @@ impl Packed512 {
         }
     }
 
-    /// With how many of `tiles` a block brings near the next one, at a line a step.
-    fn busy(&self, block: usize, tiles: usize) -> usize {
-        let steps = self.packed.taps.len() * self.packed.blocks[block].quads;
-        self.next(block).len().div_ceil(steps * LINE).min(tiles)
+    /// Bytes that so many of a block's tiles can bring near.
+    fn room(&self, block: usize, tiles: usize) -> usize {
+        tiles * self.steps(&self.packed.blocks[block]) * LINE
     }
 
-    /// Bytes that the rest of a block's tiles can bring near.
-    fn room(&self, block: usize, pixels: usize) -> usize {
-        let Block { vectors, quads, .. } = self.packed.blocks[block];
-        let (tiles, ..) = tiles(pixels, PIXELS[vectors]);
-        (tiles - self.busy(block, tiles)) * self.packed.taps.len() * quads * LINE
+    /// With how many of `tiles` a block brings near the next one, at a line a step.
+    fn busy(&self, block: usize, tiles: usize) -> usize {
+        self.next(block).len().div_ceil(self.room(block, 1)).min(tiles)
     }
 
     /// The first of the blocks, the last ones of the layer, that have room for `ahead`; and what of it they have room for.
@@ -213,7 +215,8 @@ impl Packed512 {
         let (mut first, mut room) = (self.packed.blocks.len(), 0);
         while room < ahead.len() && first > 0 {
             first -= 1;
-            room += self.room(first, pixels);
+            let (count, ..) = tiles(pixels, PIXELS[self.packed.blocks[first].vectors]);
+            room += self.room(first, count - self.busy(first, count));
         }
         (first, &ahead[..ahead.len().min(room)])
     }
