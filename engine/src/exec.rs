@@ -41,7 +41,8 @@ pub(crate) type OutputFact = (Option<DType>, Vec<Option<u32>>);
 
 /// One session's buffers and operator states.
 pub(crate) enum State {
-    Tract(TypedSimpleState),
+    /// With the input tensors of the last run.
+    Tract(TypedSimpleState, Vec<Arc<Tensor>>),
     Int8(Arc<Int8>, Arena),
 }
 
@@ -72,7 +73,7 @@ impl Executable {
 
     pub(crate) fn state(&self) -> TractResult<State> {
         Ok(match &self.runner {
-            Runner::Tract(plan) => State::Tract(plan.spawn()?),
+            Runner::Tract(plan) => State::Tract(plan.spawn()?, Vec::new()),
             Runner::Int8(int8) => State::Int8(int8.clone(), int8.whole.region().program().session()),
         })
     }
@@ -103,8 +104,8 @@ impl Executable {
 }
 
 /// Inputs and outputs in the order of the specs. After an error the state is unfit for use.
-pub(crate) fn run_tract(state: &mut TypedSimpleState, inputs: Vec<Tensor>) -> TractResult<Vec<TValue>> {
-    Ok(state.run(inputs.into_iter().map(Tensor::into_tvalue).collect())?.into_vec())
+pub(crate) fn run_tract(state: &mut TypedSimpleState, inputs: TVec<TValue>) -> TractResult<Vec<TValue>> {
+    Ok(state.run(inputs)?.into_vec())
 }
 
 impl Int8 {

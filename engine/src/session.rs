@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tract_onnx::prelude::{TValue, TVec, Tensor as TractTensor, TractError, tvec};
+use tract_onnx::prelude::{IntoTValue, TValue, TVec, Tensor as TractTensor, TractError, tvec};
 use tractd_bundle::{DType, Dim, InputSpec};
 
 use crate::convert::{from_tract, to_tract};
@@ -10,6 +10,10 @@ use crate::image;
 use crate::interface::shape_text;
 use crate::plan::Shapes;
 use crate::{Input, Output, Plan, Tensor, TensorView, Timings, Want, finite, post};
+
+/// Input tensors kept from one run to the next, in bytes together: larger ones take long to compute on anyway, and would
+/// be memory that idles.
+const KEPT_BYTES_MAX: usize = 1 << 20;
 
 /// One worker's state on a [`Plan`]: buffers and the graph's own state. Not shared; make one per thread.
 pub struct Session {
@@ -178,8 +182,8 @@ impl Session {
                 reached(Mark::Ready);
                 int8.run(arena, &given, &mut output.tensors, self.plan.output_names()).map(|()| None)
             }
-            State::Tract(state) => {
-                let given = given.tensors()?;
+            State::Tract(state, kept) => {
+                let given = given.tensors(kept)?;
                 reached(Mark::Ready);
                 run_tract(state, given).map(Some)
             }
@@ -339,17 +343,25 @@ impl Given<'_> {
         }
     }
 
-    /// Copies, in memory aligned for tract.
-    fn tensors(self) -> Result<Vec<TractTensor>, RunError> {
-        let copy = |view: &TensorView<'_>| {
-            let mut tensor = blank(view.dtype, view.shape)?;
-            tensor.as_bytes_mut().copy_from_slice(view.data);
-            Ok(tensor)
+    /// Copies, in memory aligned for tract: in `kept`, that of the last run of these shapes, where it is free again.
+    fn tensors(self, kept: &mut Vec<Arc<TractTensor>>) -> Result<TVec<TValue>, RunError> {
+        let views = match self {
+            Given::Views(views) => views,
+            Given::Picture(tensor) => return Ok(tvec![tensor.into_tvalue()]),
         };
-        match self {
-            Given::Views(views) => views.into_iter().map(copy).collect(),
-            Given::Picture(tensor) => Ok(vec![*tensor]),
+        for (index, view) in views.iter().enumerate() {
+            if kept.get_mut(index).is_none_or(|tensor| Arc::get_mut(tensor).is_none()) {
+                kept.truncate(index);
+                kept.push(Arc::new(blank(view.dtype, view.shape)?));
+            }
+            let tensor = Arc::get_mut(&mut kept[index]).expect("nobody else has it");
+            tensor.as_bytes_mut().copy_from_slice(view.data);
         }
+        let values = kept.iter().map(|tensor| tensor.clone().into_tvalue()).collect();
+        if views.iter().map(|view| view.data.len()).sum::<usize>() > KEPT_BYTES_MAX {
+            kept.clear();
+        }
+        Ok(values)
     }
 }
 

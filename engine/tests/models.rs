@@ -143,6 +143,20 @@ fn an_earlier_answers_memory_is_used_again() {
 }
 
 #[test]
+fn an_earlier_inputs_memory_makes_no_difference() {
+    let (mut fresh, mut used) = (session("pictures"), session("pictures"));
+    let mut answers = Vec::new();
+    for value in [0.25, -0.5, 0.25] {
+        let data = f32s(&[value; 48]);
+        let image = || view("image", DType::F32, &[1, 3, 4, 4], &data);
+        answers.push(run(&mut used, image()).unwrap().tensors);
+        assert_eq!(answers.last(), Some(&run(&mut fresh, image()).unwrap().tensors));
+        fresh = session("pictures");
+    }
+    assert_ne!(answers[0], answers[1]);
+}
+
+#[test]
 fn pictures_give_classes() {
     let mut session = session("pictures");
     let mut png = Vec::new();
