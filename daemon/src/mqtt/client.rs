@@ -1,41 +1,49 @@
-//! One connection to the broker: the only file that names rumqttc.
+//! One connection to the broker, from CONNECT to its end.
 //!
-//! rumqttc 0.25 loses or loops in ways its users have to know; what this file does about each:
+//! rumqttc's packets and codec (`codec`), and an event loop of our own: its own sends each packet by itself, where here
+//! whatever a turn of the caller's has to say leaves in one write. Nor has this one the traps of that:
 //!
-//! - A [`Connection`] lives from CONNECT to the first error. Its event loop is then dropped, never reused: `clean()`
-//!   leaves a collision behind (rumqtt#1014, #1056) and events of the dead connection in its buffer, and drops what
-//!   was queued when the session is gone. What must not be lost waits in our outbox.
-//! - Polling and sending share one task, so nothing here awaits the client (rumqtt#1025); only `try_*` is called.
-//! - The future of `poll` is kept across calls of [`Connection::next`], because dropping it in the middle of a write
-//!   loses a packet. It is large, so one stream holds it in place for as long as the connection lasts.
-//! - What it had read before an error stays in its buffer: acknowledgements are taken from there, or their messages
-//!   would be sent twice.
-//! - Every acknowledgement is checked: rumqttc only logs the failure codes of PUBACK and SUBACK.
-//! - After our own DISCONNECT has been written the loop is not polled again: it would reconnect.
-//! - No topic alias is ever offered: aliased publishes arrive with an empty topic.
+//! - A connection is over with the first error. What must not be lost waits in our outbox; nothing is carried over, so
+//!   no collision of packet ids (rumqtt#1014, #1056) and no queue of a dead session (there dropped without a word).
+//! - All is done in one place, [`Connection::poll`], and is there or in a buffer: to stop waiting for it and to ask again
+//!   loses nothing, and no channel between sender and poller can fill up (rumqtt#1025).
+//! - What was read before an error is told before it: acknowledgements among it, or their messages would be sent twice.
+//! - A broker that takes nothing doesn't keep the ping from being missed.
+//! - After our own DISCONNECT it is over, and does not reconnect.
 
-use std::collections::{HashMap, VecDeque};
-use std::path::Path;
-use std::pin::Pin;
+mod codec;
+mod stream;
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::stream::{Stream, StreamExt, unfold};
-use rumqttc::v5::mqttbytes::v5 as packet5;
-use rumqttc::{NetworkOptions, Transport, mqttbytes, v5};
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::config::{Address, Settings, Version};
-use super::message::{Arrival, Message, Properties, Qos};
-use super::tls;
+use self::codec::{Codec, Packet, Read};
+use self::stream::{Road, Stream};
+use super::config::Settings;
+use super::message::{Arrival, Message, Qos};
 use crate::certificates::Certificates;
 
-/// Longest a TCP connect with its CONNACK may take, in seconds.
-const CONNECT_S_MAX: u64 = 5;
-/// Longest password file read, in bytes: it holds one line.
-const PASSWORD_BYTES_MAX: u64 = 4096;
-const SILENT: &str = "it did not answer a ping";
+/// Longest a connect with its CONNACK may take.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Room made for reading where it is not known how much comes: some dozens of small requests.
+const READ_BYTES: usize = 16 << 10;
+/// What may wait to be written before more is turned away: as much as a socket takes at once, or one message.
+const WRITE_BYTES_MAX: usize = 256 << 10;
+/// Larger buffers are let go of once they are empty; a large packet leaves one.
+const KEEP_BYTES_MAX: usize = 1 << 20;
+/// Events given out while something waits to be written: the first reply of a burst should not wait for its last, nor
+/// each be written by itself.
+const UNWRITTEN_EVENTS_MAX: u32 = 8;
 
-/// What a connection reports. `Sent` and `Quiet` are not heard from the broker; everything else proves it alive.
+/// What a connection reports.
 #[derive(Debug)]
 pub(super) enum Event {
     /// CONNACK, with what the broker allows.
@@ -48,7 +56,7 @@ pub(super) enum Event {
     Subscribed { refused: Vec<usize> },
     /// A sign of life without a meaning for us.
     Alive,
-    /// Something of ours went out.
+    /// There is room again for what was turned away.
     Sent,
     /// Our DISCONNECT has been written; the connection is over.
     Closed,
@@ -82,8 +90,8 @@ pub(super) enum Loss {
     /// The broker closed the connection without a word.
     #[error("it closed the connection")]
     Closed,
-    /// It did so again, soon after it had let us in. A take-over looks like this in 3.1.1, which has no reason codes,
-    /// and where the DISCONNECT carries its reason and no properties (mosquitto's), which rumqttc takes for half a packet.
+    /// It did so again, soon after it had let us in. A take-over looks like this in 3.1.1, which has no reason codes, and
+    /// from mosquitto 2.0, which has one and does not send it.
     #[error(
         "it lets us in and closes the connection again; most likely another client has our client id: give each daemon \
          its own mqtt.client_id"
@@ -104,49 +112,60 @@ pub(super) enum Loss {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Full;
 
-enum Client {
-    V4(rumqttc::AsyncClient),
-    V5(v5::AsyncClient),
+/// What an answer with a packet id belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    /// The message of this tag.
+    Publish(u64),
+    Subscribe,
+    Unsubscribe,
 }
 
-enum EventLoop {
-    V4(Box<rumqttc::EventLoop>),
-    V5(Box<v5::EventLoop>),
+/// A broker that has let us in.
+struct Opened {
+    stream: Box<dyn Stream>,
+    granted: Granted,
+    /// What came behind the CONNACK.
+    read: BytesMut,
 }
 
-/// A packet in words common to both versions.
-enum Packet {
-    Connected(Granted),
-    Publish(Arrival, Option<Token>),
-    PubAck { id: u16, refused: Option<String> },
-    SubAck { refused: Vec<usize> },
-    Other,
-    Wrote,
-    WrotePublish { id: u16 },
-    WroteDisconnect,
-}
-
-/// What the event loop gives, each with whether another publish was read with it, and at last why there is no more.
-type Polling = Pin<Box<dyn Stream<Item = Result<(Packet, bool), Loss>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Opened, Loss>> + Send>>;
 
 /// How far a connection is.
 enum Stage {
-    Open(EventLoop),
-    /// It is over; what was read before and still counts is yet to be told.
-    Ending(VecDeque<Packet>, Loss),
+    Opening(Opening),
+    Open(Box<dyn Stream>),
+    Over,
 }
 
 /// One connection, from CONNECT to its end.
 pub(super) struct Connection {
-    client: Client,
-    polling: Polling,
-    behind: bool,
-    /// Something was turned away since the last packet went out.
+    stage: Stage,
+    codec: Codec,
+    /// Read and not given out.
+    read: BytesMut,
+    /// How many bytes the packet that `read` begins with still lacks.
+    missing: usize,
+    /// To be written.
+    write: BytesMut,
+    /// Written to a stream that may hold it back.
+    unflushed: bool,
+    /// Events given out since something has waited to be written.
+    unwritten_events: u32,
+    /// Why nothing can be written any more; what came before that is still to be read.
+    broken: Option<Loss>,
+    /// Something was turned away for want of room.
     full: bool,
-    /// QoS 1 messages handed over whose packet id is not known yet, oldest first.
-    unsent: VecDeque<u64>,
-    /// The tag of each packet id that waits for its PUBACK.
-    unacked: HashMap<u16, u64>,
+    /// Our DISCONNECT waits to be written.
+    leaving: bool,
+    waiting: HashMap<u16, Waiting>,
+    last_id: u16,
+    keep_alive: Duration,
+    ping: Pin<Box<Sleep>>,
+    /// A ping has not been answered.
+    pinged: bool,
+    /// Something has been written since it was last time to ping.
+    moved: bool,
 }
 
 impl Connection {
@@ -161,149 +180,273 @@ impl Connection {
         will: &Message,
         forget: bool,
     ) -> Result<Connection, Loss> {
-        let password = settings.password_file.as_deref().map(read_password).transpose()?;
-        let login = settings.username.as_ref().map(|user| (user.clone(), password.unwrap_or_default()));
-        let transport = transport(&settings.address, certificates)?;
-        // Everything that can be waiting at once: replies, acknowledgements of requests, a few commands.
-        let channel = usize::from(settings.inflight) + 2 * usize::from(settings.queue) + 64;
-        let (client, event_loop) = match settings.version {
-            Version::V4 => {
-                let (client, event_loop) = open_v4(settings, transport, will, forget, login, channel);
-                (Client::V4(client), EventLoop::V4(Box::new(event_loop)))
-            }
-            Version::V5 => {
-                let (client, event_loop) = open_v5(settings, transport, will, forget, login, channel);
-                (Client::V5(client), EventLoop::V5(Box::new(event_loop)))
-            }
+        let password = settings.password_file.as_deref().map(stream::read_password).transpose()?;
+        let road = Road::to(&settings.address, certificates)?;
+        let codec = Codec::new(settings);
+        let mut connect = BytesMut::new();
+        codec.connect(settings, password, will, forget, &mut connect)?;
+        let opening = async move {
+            let opened = timeout(CONNECT_MAX, open(road, codec, connect)).await;
+            opened.unwrap_or_else(|_| {
+                Err(Loss::Broken(format!("it did not let us in within {} s", CONNECT_MAX.as_secs())))
+            })
         };
-        let polling = poll(event_loop);
-        let (unsent, unacked) = (VecDeque::new(), HashMap::new());
-        Ok(Connection { client, polling, behind: false, full: false, unsent, unacked })
+        Ok(Connection {
+            stage: Stage::Opening(Box::pin(opening)),
+            codec,
+            read: BytesMut::new(),
+            missing: 0,
+            write: BytesMut::new(),
+            unflushed: false,
+            unwritten_events: 0,
+            broken: None,
+            full: false,
+            leaving: false,
+            waiting: HashMap::new(),
+            last_id: 0,
+            keep_alive: settings.keep_alive,
+            ping: Box::pin(sleep(settings.keep_alive)),
+            pinged: false,
+            moved: false,
+        })
     }
 
     /// Whether publishes have been read that [`next`](Connection::next) has not given out.
     pub(super) fn is_behind(&self) -> bool {
-        self.behind
+        self.codec.holds_publish(&self.read)
     }
 
-    /// The next event. Safe to drop and call again; never returns once the connection is over. What went out is of
-    /// interest to whom there was no room for before, and to nobody else: each turn of the caller's costs as much as
-    /// the writing.
+    /// The next event. Safe to drop and call again; never returns once the connection is over. Until it is called, what
+    /// was handed over stays here.
     pub(super) async fn next(&mut self) -> Event {
-        while let Some(polled) = self.polling.next().await {
-            match polled {
-                Ok((Packet::WroteDisconnect, _)) => return Event::Closed,
-                Ok((packet, behind)) => {
-                    self.behind = behind;
-                    match self.event(packet) {
-                        Event::Sent if !std::mem::take(&mut self.full) => {}
-                        event => return event,
-                    }
-                }
-                Err(loss) => return Event::Lost(loss),
-            }
-        }
-        std::future::pending().await
+        poll_fn(|context| self.poll(context)).await
     }
 
-    fn event(&mut self, packet: Packet) -> Event {
-        match packet {
-            Packet::Connected(granted) => Event::Connected(granted),
-            Packet::Publish(arrival, token) => Event::Publish(arrival, token),
-            Packet::PubAck { id, refused } => match self.unacked.remove(&id) {
-                Some(tag) => Event::Acked { tag, refused },
-                None => Event::Alive,
-            },
-            Packet::SubAck { refused } => Event::Subscribed { refused },
-            Packet::Other => Event::Alive,
-            Packet::Wrote | Packet::WroteDisconnect | Packet::WrotePublish { id: 0 } => Event::Sent,
-            Packet::WrotePublish { id } => {
-                // The loop takes messages off its channel in order, so the oldest tag has just got its id.
-                if let Some(tag) = self.unsent.pop_front() {
-                    self.unacked.insert(id, tag);
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        let told = match &mut self.stage {
+            Stage::Opening(opening) => {
+                ready!(opening.as_mut().poll(context)).map(|opened| self.opened(opened))
+            }
+            Stage::Open(_) => ready!(self.poll_open(context)),
+            Stage::Over => return Poll::Pending,
+        };
+        let event = told.unwrap_or_else(Event::Lost);
+        if matches!(event, Event::Lost(_) | Event::Closed) {
+            self.stage = Stage::Over;
+        }
+        Poll::Ready(event)
+    }
+
+    fn opened(&mut self, Opened { stream, granted, read }: Opened) -> Event {
+        self.stage = Stage::Open(stream);
+        self.read = read;
+        // A broker that wants no pings gets them all the same: they are how we know that it lives.
+        self.keep_alive = granted.keep_alive.filter(|every| !every.is_zero()).unwrap_or(self.keep_alive);
+        self.ping.as_mut().reset(Instant::now() + self.keep_alive);
+        Event::Connected(granted)
+    }
+
+    /// Gives out what has been read before it reads on, and writes before it waits.
+    fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Result<Event, Loss>> {
+        loop {
+            if self.unwritten_events >= UNWRITTEN_EVENTS_MAX {
+                self.poll_write(context);
+            }
+            match self.codec.read(&mut self.read)? {
+                Read::Packet(packet) => {
+                    self.unwritten_events += u32::from(!self.write.is_empty());
+                    return Poll::Ready(self.event(packet));
                 }
-                Event::Sent
+                Read::Part(missing) => self.missing = missing,
+            }
+            self.poll_ping(context)?;
+            self.poll_write(context);
+            if self.leaving && self.write.is_empty() && !self.unflushed {
+                return Poll::Ready(Ok(Event::Closed));
+            }
+            if self.full && self.write.len() < WRITE_BYTES_MAX {
+                self.full = false;
+                return Poll::Ready(Ok(Event::Sent));
+            }
+            match (self.poll_read(context), self.broken.take()) {
+                (Poll::Ready(Ok(0)), _) => return Poll::Ready(Err(Loss::Closed)),
+                (Poll::Ready(Ok(_)), loss) => self.broken = loss,
+                (_, Some(loss)) => return Poll::Ready(Err(loss)),
+                (Poll::Ready(Err(error)), None) => return Poll::Ready(Err(broken(&error))),
+                (Poll::Pending, None) => return Poll::Pending,
             }
         }
+    }
+
+    /// Pings when it is time to, unless the last was not answered. One that is yet to be written behind a large message
+    /// has time for as long as that moves.
+    fn poll_ping(&mut self, context: &mut Context<'_>) -> Result<(), Loss> {
+        while self.ping.as_mut().poll(context).is_ready() {
+            let moving = std::mem::take(&mut self.moved) && !self.write.is_empty();
+            match self.pinged {
+                true if !moving => return Err(Loss::Broken("it did not answer a ping".to_owned())),
+                true => {}
+                false => self.codec.ping(&mut self.write)?,
+            }
+            self.pinged = true;
+            self.ping.as_mut().reset(Instant::now() + self.keep_alive);
+        }
+        Ok(())
+    }
+
+    /// Writes as much as is taken.
+    fn poll_write(&mut self, context: &mut Context<'_>) {
+        self.unwritten_events = 0;
+        let Stage::Open(stream) = &mut self.stage else { return };
+        if self.broken.is_some() {
+            return;
+        }
+        while !self.write.is_empty() {
+            match Pin::new(&mut *stream).poll_write(context, &self.write) {
+                Poll::Ready(Ok(0)) => return self.broken = Some(Loss::Closed),
+                Poll::Ready(Ok(count)) => self.write.advance(count),
+                Poll::Ready(Err(error)) => return self.broken = Some(broken(&error)),
+                Poll::Pending => return,
+            }
+            (self.unflushed, self.moved) = (true, true);
+        }
+        if self.unflushed {
+            match Pin::new(&mut *stream).poll_flush(context) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(error)) => self.broken = Some(broken(&error)),
+                Poll::Pending => {}
+            }
+        }
+        if self.write.capacity() > KEEP_BYTES_MAX {
+            self.write = BytesMut::new();
+        }
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Stage::Open(stream) = &mut self.stage else { return Poll::Pending };
+        if self.read.is_empty() && self.read.capacity() > KEEP_BYTES_MAX {
+            self.read = BytesMut::new();
+        }
+        // A large packet gets what it lacks: room for more would have its beginning copied once more.
+        let begun = self.read.len() >= READ_BYTES;
+        self.read.reserve(if begun { self.missing } else { self.missing.max(READ_BYTES) });
+        pin!(stream.read_buf(&mut self.read)).poll(context)
+    }
+
+    fn event(&mut self, packet: Packet) -> Result<Event, Loss> {
+        Ok(match packet {
+            Packet::Publish(arrival, token) => Event::Publish(arrival, token),
+            Packet::PubAck { id, refused } => match self.answered(id) {
+                Some(Waiting::Publish(tag)) => Event::Acked { tag, refused },
+                _ => Event::Alive,
+            },
+            Packet::SubAck { id, refused } => match self.answered(id) {
+                Some(Waiting::Subscribe) => Event::Subscribed { refused },
+                _ => Event::Alive,
+            },
+            Packet::UnsubAck { id } => {
+                self.answered(id);
+                Event::Alive
+            }
+            Packet::Pong => {
+                self.pinged = false;
+                Event::Alive
+            }
+            Packet::Farewell(loss) => return Err(loss),
+            Packet::Welcome(_) | Packet::Other => Event::Alive,
+        })
     }
 
     /// Hands over a message; one of QoS 1 is reported by its tag when the broker has it.
     pub(super) fn publish(&mut self, tag: u64, message: &Message) -> Result<(), Full> {
-        let Message { topic, payload, retain, .. } = message;
-        let done = match &self.client {
-            Client::V4(client) => {
-                client.try_publish(topic.as_str(), qos_v4(message.qos), *retain, payload.clone()).is_ok()
-            }
-            Client::V5(client) => {
-                let properties = properties_to_v5(&message.properties);
-                let qos = qos_v5(message.qos);
-                client
-                    .try_publish_with_properties(topic.as_str(), qos, *retain, payload.clone(), properties)
-                    .is_ok()
-            }
+        self.room()?;
+        let id = match message.qos {
+            Qos::AtMostOnce => 0,
+            Qos::AtLeastOnce => self.wait_for(Waiting::Publish(tag)),
         };
-        if done && message.qos == Qos::AtLeastOnce {
-            self.unsent.push_back(tag);
-        }
-        self.room_for(done)
+        let written = self.codec.publish(id, message, &mut self.write);
+        self.handed_over(written)
     }
 
     /// Acknowledges an arrival of this connection.
     pub(super) fn ack(&mut self, token: Token) -> Result<(), Full> {
-        let done = match &self.client {
-            Client::V4(client) => {
-                let mut publish = rumqttc::Publish::new("", rumqttc::QoS::AtLeastOnce, Vec::new());
-                publish.pkid = token.0;
-                client.try_ack(&publish).is_ok()
-            }
-            Client::V5(client) => {
-                let mut publish =
-                    packet5::Publish::new("", v5::mqttbytes::QoS::AtLeastOnce, Bytes::new(), None);
-                publish.pkid = token.0;
-                client.try_ack(&publish).is_ok()
-            }
-        };
-        self.room_for(done)
+        self.room()?;
+        let written = self.codec.ack(token, &mut self.write);
+        self.handed_over(written)
     }
 
     /// Subscribes to all filters in one packet.
     pub(super) fn subscribe(&mut self, filters: &[(String, Qos)]) -> Result<(), Full> {
-        let done = match &self.client {
-            Client::V4(client) => {
-                let filter =
-                    |(path, qos): &(String, Qos)| rumqttc::SubscribeFilter::new(path.clone(), qos_v4(*qos));
-                client.try_subscribe_many(filters.iter().map(filter)).is_ok()
-            }
-            Client::V5(client) => {
-                let filter = |(path, qos): &(String, Qos)| packet5::Filter::new(path, qos_v5(*qos));
-                client.try_subscribe_many(filters.iter().map(filter)).is_ok()
-            }
-        };
-        self.room_for(done)
+        self.room()?;
+        let id = self.wait_for(Waiting::Subscribe);
+        let written = self.codec.subscribe(id, filters, &mut self.write);
+        self.handed_over(written)
     }
 
     /// Ends a subscription.
     pub(super) fn unsubscribe(&mut self, filter: &str) -> Result<(), Full> {
-        let done = match &self.client {
-            Client::V4(client) => client.try_unsubscribe(filter).is_ok(),
-            Client::V5(client) => client.try_unsubscribe(filter).is_ok(),
-        };
-        self.room_for(done)
+        self.room()?;
+        let id = self.wait_for(Waiting::Unsubscribe);
+        let written = self.codec.unsubscribe(id, filter, &mut self.write);
+        self.handed_over(written)
     }
 
     /// Ends the connection in order; the broker then drops our will. [`Event::Closed`] follows.
     pub(super) fn disconnect(&mut self) -> Result<(), Full> {
-        let done = match &self.client {
-            Client::V4(client) => client.try_disconnect().is_ok(),
-            Client::V5(client) => client.try_disconnect().is_ok(),
-        };
-        self.room_for(done)
+        self.room()?;
+        let written = self.codec.disconnect(&mut self.write);
+        self.leaving = true;
+        self.handed_over(written)
     }
 
-    /// What was handed over, or not.
-    fn room_for(&mut self, done: bool) -> Result<(), Full> {
-        self.full |= !done;
-        if done { Ok(()) } else { Err(Full) }
+    /// Whether more is taken now.
+    fn room(&mut self) -> Result<(), Full> {
+        self.full = !matches!(self.stage, Stage::Open(_)) || self.write.len() >= WRITE_BYTES_MAX;
+        if self.full { Err(Full) } else { Ok(()) }
+    }
+
+    /// What can't be written costs the connection, and so is told.
+    fn handed_over(&mut self, written: Result<(), Loss>) -> Result<(), Full> {
+        if let Err(loss) = written {
+            self.broken.get_or_insert(loss);
+        }
+        Ok(())
+    }
+
+    /// A packet id that nothing else waits for. There are far fewer who wait than ids.
+    fn wait_for(&mut self, what: Waiting) -> u16 {
+        loop {
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            if !self.waiting.contains_key(&self.last_id) {
+                self.waiting.insert(self.last_id, what);
+                return self.last_id;
+            }
+        }
+    }
+
+    fn answered(&mut self, id: u16) -> Option<Waiting> {
+        self.waiting.remove(&id)
+    }
+}
+
+/// Connects and waits to be let in.
+async fn open(road: Road, codec: Codec, connect: BytesMut) -> Result<Opened, Loss> {
+    let broken = |error| broken(&error);
+    let mut stream = road.open().await.map_err(broken)?;
+    stream.write_all(&connect).await.map_err(broken)?;
+    stream.flush().await.map_err(broken)?;
+    let mut read = BytesMut::with_capacity(READ_BYTES);
+    loop {
+        match codec.read(&mut read)? {
+            Read::Packet(Packet::Welcome(granted)) => return Ok(Opened { stream, granted, read }),
+            Read::Packet(Packet::Farewell(loss)) => return Err(loss),
+            Read::Packet(_) => return Err(Loss::Broken("it did not answer CONNECT".to_owned())),
+            Read::Part(_) => {
+                if stream.read_buf(&mut read).await.map_err(broken)? == 0 {
+                    return Err(Loss::Closed);
+                }
+            }
+        }
     }
 }
 
@@ -312,351 +455,21 @@ impl Connection {
 /// # Errors
 /// What is wrong with one of them.
 pub(super) fn look_at_files(settings: &Settings, certificates: &Certificates) -> Result<(), Loss> {
-    transport(&settings.address, certificates).map(drop)
+    Road::to(&settings.address, certificates).map(drop)
 }
 
-/// Polls until the connection is over, by an error or by our own DISCONNECT, and never again.
-fn poll(event_loop: EventLoop) -> Polling {
-    let polls = unfold(Some(Stage::Open(event_loop)), |stage| async move {
-        let (mut remains, loss) = match stage? {
-            Stage::Open(mut event_loop) => match event_loop.next().await {
-                Ok(packet) => {
-                    let behind = event_loop.is_behind();
-                    let over = matches!(packet, Packet::WroteDisconnect);
-                    return Some((Ok((packet, behind)), (!over).then_some(Stage::Open(event_loop))));
-                }
-                Err(loss) => (remains(event_loop), loss),
-            },
-            Stage::Ending(remains, loss) => (remains, loss),
-        };
-        Some(match remains.pop_front() {
-            Some(packet) => (Ok((packet, false)), Some(Stage::Ending(remains, loss))),
-            None => (Err(loss), None),
-        })
-    });
-    // Asked again after its end, it has to say so again.
-    Box::pin(polls.fuse())
-}
-
-impl EventLoop {
-    /// What is there already, or else what comes.
-    async fn next(&mut self) -> Result<Packet, Loss> {
-        match self {
-            EventLoop::V4(event_loop) => match event_loop.state.events.pop_front() {
-                Some(event) => Ok(packet_v4(event)),
-                None => event_loop.poll().await.map(packet_v4).map_err(loss_v4),
-            },
-            EventLoop::V5(event_loop) => match event_loop.state.events.pop_front() {
-                Some(event) => Ok(packet_v5(event)),
-                None => event_loop.poll().await.map(packet_v5).map_err(loss_v5),
-            },
-        }
-    }
-
-    /// Whether a publish has been read that was not given out.
-    fn is_behind(&self) -> bool {
-        use v5::Event;
-        match self {
-            EventLoop::V4(event_loop) => event_loop
-                .state
-                .events
-                .iter()
-                .any(|event| matches!(event, rumqttc::Event::Incoming(rumqttc::Packet::Publish(_)))),
-            EventLoop::V5(event_loop) => event_loop
-                .state
-                .events
-                .iter()
-                .any(|event| matches!(event, Event::Incoming(packet5::Packet::Publish(_)))),
-        }
-    }
-}
-
-/// Acknowledgements that were read together with what ended the connection: without them their messages would be sent
-/// twice. Arrivals come again.
-fn remains(event_loop: EventLoop) -> VecDeque<Packet> {
-    let mut packets: VecDeque<Packet> = match event_loop {
-        EventLoop::V4(event_loop) => event_loop.state.events.into_iter().map(packet_v4).collect(),
-        EventLoop::V5(event_loop) => event_loop.state.events.into_iter().map(packet_v5).collect(),
-    };
-    packets.retain(|packet| matches!(packet, Packet::PubAck { .. } | Packet::WrotePublish { .. }));
-    packets
-}
-
-fn read_password(path: &Path) -> Result<String, Loss> {
-    let broken = |what: String| Loss::Broken(format!("mqtt.password_file {}: {what}", path.display()));
-    let length = std::fs::metadata(path).map_err(|error| broken(error.to_string()))?.len();
-    if length > PASSWORD_BYTES_MAX {
-        return Err(broken(format!("{length} bytes are no password")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| broken(error.to_string()))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-}
-
-fn host_port(address: &Address) -> (&str, u16) {
-    match address {
-        Address::Tcp { host, port, .. } => (host, *port),
-        Address::Unix { path } => (path, 0),
-    }
-}
-
-fn transport(address: &Address, certificates: &Certificates) -> Result<Transport, Loss> {
-    Ok(match address {
-        Address::Tcp { tls: None, .. } => Transport::tcp(),
-        Address::Tcp { tls: Some(files), .. } => encrypted(files, certificates)?,
-        Address::Unix { .. } => Transport::unix(),
-    })
-}
-
-#[cfg(feature = "tls")]
-fn encrypted(files: &tls::Files, certificates: &Certificates) -> Result<Transport, Loss> {
-    Ok(Transport::tls_with_config(rumqttc::TlsConfiguration::Rustls(files.read(certificates)?)))
-}
-
-#[cfg(not(feature = "tls"))]
-fn encrypted(_: &tls::Files, _: &Certificates) -> Result<Transport, Loss> {
-    Err(Loss::Broken("this tractd was built without TLS".to_owned()))
-}
-
-/// Without nodelay every QoS 1 exchange waits 40 ms for a delayed acknowledgement of TCP's.
-fn network() -> NetworkOptions {
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    network.set_connection_timeout(CONNECT_S_MAX);
-    network
-}
-
-fn open_v4(
-    settings: &Settings,
-    transport: Transport,
-    will: &Message,
-    forget: bool,
-    login: Option<(String, String)>,
-    channel: usize,
-) -> (rumqttc::AsyncClient, rumqttc::EventLoop) {
-    let (host, port) = host_port(&settings.address);
-    let mut options = rumqttc::MqttOptions::new(&settings.client_id, host, port);
-    options.set_transport(transport);
-    options.set_keep_alive(settings.keep_alive);
-    options.set_clean_session(forget);
-    options.set_manual_acks(true);
-    options.set_inflight(settings.inflight);
-    options.set_max_packet_size(settings.packet_bytes_max as usize, settings.packet_bytes_max as usize);
-    options.set_last_will(rumqttc::LastWill::new(
-        &will.topic,
-        will.payload.to_vec(),
-        qos_v4(will.qos),
-        will.retain,
-    ));
-    if let Some((user, password)) = login {
-        options.set_credentials(user, password);
-    }
-    let (client, mut event_loop) = rumqttc::AsyncClient::new(options, channel);
-    event_loop.set_network_options(network());
-    (client, event_loop)
-}
-
-fn open_v5(
-    settings: &Settings,
-    transport: Transport,
-    will: &Message,
-    forget: bool,
-    login: Option<(String, String)>,
-    channel: usize,
-) -> (v5::AsyncClient, v5::EventLoop) {
-    let (host, port) = host_port(&settings.address);
-    let mut options = v5::MqttOptions::new(&settings.client_id, host, port);
-    options.set_transport(transport);
-    options.set_network_options(network());
-    options.set_connection_timeout(CONNECT_S_MAX);
-    options.set_keep_alive(settings.keep_alive);
-    options.set_clean_start(forget);
-    options.set_session_expiry_interval(Some(settings.session_expiry_s));
-    options.set_manual_acks(true);
-    // The broker sends no more requests than we have places: admission control to the last client.
-    options.set_receive_maximum(Some(settings.queue));
-    // The default of 10 KiB drops the connection on a larger request, again after every reconnect.
-    options.set_max_packet_size(Some(settings.packet_bytes_max));
-    // The default reserves 14 MB for 65,535 packet ids.
-    options.set_outgoing_inflight_upper_limit(settings.inflight);
-    options.set_last_will(packet5::LastWill::new(
-        &will.topic,
-        will.payload.to_vec(),
-        qos_v5(will.qos),
-        will.retain,
-        None,
-    ));
-    if let Some((user, password)) = login {
-        options.set_credentials(user, password);
-    }
-    v5::AsyncClient::new(options, channel)
-}
-
-fn packet_v4(event: rumqttc::Event) -> Packet {
-    use rumqttc::{Outgoing, Packet as P};
-    match event {
-        rumqttc::Event::Incoming(P::ConnAck(connack)) => Packet::Connected(Granted {
-            session_present: connack.session_present,
-            packet_bytes_max: None,
-            receive_max: None,
-            keep_alive: None,
-        }),
-        rumqttc::Event::Incoming(P::Publish(publish)) => {
-            let token = (publish.qos != rumqttc::QoS::AtMostOnce).then_some(Token(publish.pkid));
-            let arrival = Arrival {
-                topic: publish.topic,
-                payload: publish.payload,
-                retain: publish.retain,
-                dup: publish.dup,
-                qos: if token.is_some() { Qos::AtLeastOnce } else { Qos::AtMostOnce },
-                properties: Properties::default(),
-            };
-            Packet::Publish(arrival, token)
-        }
-        rumqttc::Event::Incoming(P::PubAck(ack)) => Packet::PubAck { id: ack.pkid, refused: None },
-        rumqttc::Event::Incoming(P::SubAck(ack)) => {
-            let failed = |code: &_| !matches!(code, rumqttc::SubscribeReasonCode::Success(_));
-            Packet::SubAck { refused: positions(&ack.return_codes, failed) }
-        }
-        rumqttc::Event::Incoming(_) => Packet::Other,
-        rumqttc::Event::Outgoing(outgoing) => match outgoing {
-            Outgoing::Publish(id) => Packet::WrotePublish { id },
-            Outgoing::Disconnect => Packet::WroteDisconnect,
-            _ => Packet::Wrote,
-        },
-    }
-}
-
-fn packet_v5(event: v5::Event) -> Packet {
-    use packet5::{Packet as P, PubAckReason, SubscribeReasonCode};
-    match event {
-        v5::Event::Incoming(P::ConnAck(connack)) => {
-            let properties = connack.properties.as_ref();
-            Packet::Connected(Granted {
-                session_present: connack.session_present,
-                packet_bytes_max: properties.and_then(|p| p.max_packet_size),
-                receive_max: properties.and_then(|p| p.receive_max),
-                keep_alive: properties
-                    .and_then(|p| p.server_keep_alive)
-                    .map(|seconds| Duration::from_secs(seconds.into())),
-            })
-        }
-        v5::Event::Incoming(P::Publish(publish)) => arrival_v5(publish),
-        v5::Event::Incoming(P::PubAck(ack)) => {
-            // Nobody listening is no failure: the requester may have gone.
-            let fine = matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers);
-            Packet::PubAck { id: ack.pkid, refused: (!fine).then(|| format!("{:?}", ack.reason)) }
-        }
-        v5::Event::Incoming(P::SubAck(ack)) => {
-            let failed = |code: &_| !matches!(code, SubscribeReasonCode::Success(_));
-            Packet::SubAck { refused: positions(&ack.return_codes, failed) }
-        }
-        v5::Event::Incoming(_) => Packet::Other,
-        v5::Event::Outgoing(outgoing) => match outgoing {
-            rumqttc::Outgoing::Publish(id) => Packet::WrotePublish { id },
-            rumqttc::Outgoing::Disconnect => Packet::WroteDisconnect,
-            _ => Packet::Wrote,
-        },
-    }
-}
-
-fn arrival_v5(publish: packet5::Publish) -> Packet {
-    // A topic that is no UTF-8 becomes one that parses as none of ours, and is counted as such.
-    let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-    let token = (publish.qos != v5::mqttbytes::QoS::AtMostOnce).then_some(Token(publish.pkid));
-    let properties = publish.properties.map_or_else(Properties::default, |p| Properties {
-        response_topic: p.response_topic,
-        // Remembered for longer than the packet, so not as a part of the buffer it was read into.
-        correlation: p.correlation_data.map(|data| Bytes::copy_from_slice(&data)),
-        expiry_s: p.message_expiry_interval,
-        content_type: p.content_type,
-        user: Vec::new(),
-    });
-    let arrival = Arrival {
-        topic,
-        payload: publish.payload,
-        retain: publish.retain,
-        dup: publish.dup,
-        qos: if token.is_some() { Qos::AtLeastOnce } else { Qos::AtMostOnce },
-        properties,
-    };
-    Packet::Publish(arrival, token)
-}
-
-fn properties_to_v5(properties: &Properties) -> packet5::PublishProperties {
-    packet5::PublishProperties {
-        response_topic: properties.response_topic.clone(),
-        correlation_data: properties.correlation.clone(),
-        message_expiry_interval: properties.expiry_s,
-        content_type: properties.content_type.clone(),
-        user_properties: properties
-            .user
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), value.clone()))
-            .collect(),
-        ..packet5::PublishProperties::default()
-    }
-}
-
-fn positions<T>(codes: &[T], failed: impl Fn(&T) -> bool) -> Vec<usize> {
-    codes.iter().enumerate().filter(|(_, code)| failed(code)).map(|(position, _)| position).collect()
-}
-
-fn qos_v4(qos: Qos) -> rumqttc::QoS {
-    match qos {
-        Qos::AtMostOnce => rumqttc::QoS::AtMostOnce,
-        Qos::AtLeastOnce => rumqttc::QoS::AtLeastOnce,
-    }
-}
-
-fn qos_v5(qos: Qos) -> v5::mqttbytes::QoS {
-    match qos {
-        Qos::AtMostOnce => v5::mqttbytes::QoS::AtMostOnce,
-        Qos::AtLeastOnce => v5::mqttbytes::QoS::AtLeastOnce,
-    }
-}
-
-fn loss_v4(error: rumqttc::ConnectionError) -> Loss {
-    use rumqttc::{ConnectionError as E, StateError as S};
-    match error {
-        E::MqttState(S::Deserialization(mqttbytes::Error::PayloadSizeLimitExceeded(_))) => {
-            Loss::ArrivalTooLarge
-        }
-        E::ConnectionRefused(code) => Loss::Refused(format!("{code:?}")),
-        E::Io(error) => Loss::Broken(error.to_string()),
-        E::MqttState(S::ConnectionAborted) => Loss::Closed,
-        E::MqttState(S::AwaitPingResp) => Loss::Broken(SILENT.to_owned()),
-        other => Loss::Broken(other.to_string()),
-    }
-}
-
-fn loss_v5(error: v5::ConnectionError) -> Loss {
-    use packet5::DisconnectReasonCode;
-    use v5::{ConnectionError as E, StateError as S};
-    match error {
-        E::MqttState(S::ServerDisconnect { reason_code: DisconnectReasonCode::SessionTakenOver, .. }) => {
-            Loss::TakenOver
-        }
-        E::MqttState(S::ServerDisconnect { reason_code, .. }) => {
-            Loss::Broken(format!("the broker disconnected us: {reason_code:?}"))
-        }
-        E::MqttState(
-            S::IncomingPacketTooLarge { .. }
-            | S::Deserialization(v5::mqttbytes::Error::PayloadSizeLimitExceeded { .. }),
-        ) => Loss::ArrivalTooLarge,
-        E::ConnectionRefused(code) => Loss::Refused(format!("{code:?}")),
-        E::Io(error) => Loss::Broken(error.to_string()),
-        E::MqttState(S::ConnectionAborted) => Loss::Closed,
-        E::MqttState(S::AwaitPingResp) => Loss::Broken(SILENT.to_owned()),
-        other => Loss::Broken(other.to_string()),
-    }
+fn broken(error: &io::Error) -> Loss {
+    Loss::Broken(error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mqtt::config::Config;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::time::timeout;
+    use crate::mqtt::config::{Config, Version};
+    use crate::mqtt::message::Properties;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    const CONNACK: &[u8] = b"\x20\x03\0\0\0";
 
     /// A connection to a broker that lets its only client in, answers with `answer` once it has been sent `after` bytes,
     /// and takes whatever else comes.
@@ -667,7 +480,7 @@ mod tests {
             let (mut client, _) = listener.accept().await.unwrap();
             let mut bytes = [0; 4096];
             assert!(client.read(&mut bytes).await.unwrap() > 0);
-            client.write_all(b"\x20\x03\0\0\0").await.unwrap();
+            client.write_all(CONNACK).await.unwrap();
             let mut length = 0;
             while length < after {
                 length += client.read(&mut bytes).await.unwrap();
@@ -675,12 +488,37 @@ mod tests {
             client.write_all(answer).await.unwrap();
             while client.read(&mut bytes).await.is_ok_and(|length| length > 0) {}
         });
-        let settings = Config { url, ..Config::default() }.settings("n1").unwrap();
-        let certificates = Certificates::new(&crate::config::Config::default(), 0);
-        let will = Message::notice("status".to_owned(), "lost");
-        let mut connection = Connection::open(&settings, &certificates, &will, false).unwrap();
+        let mut connection = connection(Config { url, ..Config::default() });
         assert!(matches!(connection.next().await, Event::Connected(_)));
         connection
+    }
+
+    fn connection(config: Config) -> Connection {
+        let settings = config.settings("n1").unwrap();
+        let certificates = Certificates::new(&crate::config::Config::default(), 0);
+        let will = Message::notice("status".to_owned(), "lost");
+        Connection::open(&settings, &certificates, &will, false).unwrap()
+    }
+
+    /// A connection that is open, with the broker's end of it, which holds `bytes` unread.
+    fn open(bytes: usize) -> (Connection, DuplexStream) {
+        let (ours, broker) = tokio::io::duplex(bytes);
+        let mut connection = connection(Config::default());
+        connection.stage = Stage::Open(Box::new(ours));
+        (connection, broker)
+    }
+
+    async fn read(broker: &mut DuplexStream) -> Vec<u8> {
+        let mut bytes = vec![0; 1 << 20];
+        let length = broker.read(&mut bytes).await.unwrap();
+        bytes.truncate(length);
+        bytes
+    }
+
+    /// What is said while nothing comes.
+    async fn quiet(connection: &mut Connection) -> Option<Event> {
+        tokio::task::yield_now().await;
+        timeout(Duration::ZERO, connection.next()).await.ok()
     }
 
     fn message(qos: Qos) -> Message {
@@ -702,15 +540,195 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_went_out_is_told_to_whom_there_was_no_room_for() {
-        let mut connection = connected(0, b"").await;
+    async fn what_came_before_a_write_that_failed_is_told_first() {
+        let (mut connection, mut broker) = open(4096);
+        connection.publish(7, &message(Qos::AtLeastOnce)).unwrap();
+        assert!(quiet(&mut connection).await.is_none());
+        read(&mut broker).await;
+        broker.write_all(b"\x40\x02\0\x01").await.unwrap();
+        drop(broker);
+        connection.publish(8, &message(Qos::AtLeastOnce)).unwrap();
+        assert!(matches!(connection.next().await, Event::Acked { tag: 7, refused: None }));
+        assert!(matches!(connection.next().await, Event::Lost(Loss::Closed)));
+    }
+
+    #[tokio::test]
+    async fn what_a_turn_has_to_say_leaves_at_once() {
+        let (mut connection, mut broker) = open(4096);
+        for tag in 0..3 {
+            connection.publish(tag, &message(Qos::AtLeastOnce)).unwrap();
+        }
+        connection.ack(Token(9)).unwrap();
+        // Not before the turn is over.
+        assert!(timeout(Duration::ZERO, broker.read(&mut [0; 1])).await.is_err());
+        assert!(quiet(&mut connection).await.is_none());
+        let written = read(&mut broker).await;
+        assert_eq!(written.len(), 3 * 12 + 4);
+        assert!(written.ends_with(b"\x40\x02\0\x09"));
+    }
+
+    #[tokio::test]
+    async fn a_burst_does_not_keep_its_first_answer() {
+        let (mut connection, mut broker) = open(1 << 16);
+        let request = b"\x30\x04\0\x01t\0";
+        broker.write_all(&request.repeat(3 * UNWRITTEN_EVENTS_MAX as usize)).await.unwrap();
+        let mut unwritten = 0;
+        for _ in 0..3 * UNWRITTEN_EVENTS_MAX {
+            assert!(matches!(quiet(&mut connection).await, Some(Event::Publish(..))));
+            connection.publish(0, &message(Qos::AtMostOnce)).unwrap();
+            unwritten = unwritten.max(connection.write.len());
+        }
+        assert!(quiet(&mut connection).await.is_none());
+        let answer = 10;
+        assert_eq!(read(&mut broker).await.len(), answer * 3 * UNWRITTEN_EVENTS_MAX as usize);
+        assert_eq!(unwritten, answer * (UNWRITTEN_EVENTS_MAX as usize + 1));
+    }
+
+    #[tokio::test]
+    async fn there_is_a_limit_to_what_a_broker_does_not_take() {
+        let (mut connection, mut broker) = open(16);
         let message = message(Qos::AtMostOnce);
         connection.publish(0, &message).unwrap();
-        let told = timeout(Duration::from_millis(100), connection.next()).await;
-        assert!(told.is_err(), "{told:?}");
-
-        while connection.publish(0, &message).is_ok() {}
-        assert!(matches!(connection.next().await, Event::Sent));
+        assert!(quiet(&mut connection).await.is_none(), "what went out is of interest to nobody");
+        while connection.publish(0, &message).is_ok() {
+            assert!(connection.write.len() < WRITE_BYTES_MAX + 16);
+        }
+        assert!(quiet(&mut connection).await.is_none());
+        loop {
+            read(&mut broker).await;
+            match quiet(&mut connection).await {
+                None => assert!(connection.write.len() >= WRITE_BYTES_MAX),
+                Some(Event::Sent) => break,
+                Some(other) => panic!("{other:?}"),
+            }
+        }
         assert_eq!(connection.publish(0, &message), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_takes_nothing_is_given_up_for_the_ping_it_does_not_answer() {
+        let (mut connection, _broker) = open(16);
+        while connection.publish(0, &message(Qos::AtMostOnce)).is_ok() {}
+        assert!(matches!(connection.next().await, Event::Sent));
+        let begun = Instant::now();
+        assert!(matches!(connection.next().await, Event::Lost(Loss::Broken(_))));
+        assert_eq!(begun.elapsed().as_secs(), 2 * connection.keep_alive.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ping_behind_a_message_that_moves_has_time() {
+        let (mut connection, mut broker) = open(16);
+        let mut message = message(Qos::AtMostOnce);
+        message.payload = vec![0; 160].into();
+        connection.publish(0, &message).unwrap();
+        for _ in 0..10 {
+            assert!(timeout(connection.keep_alive, connection.next()).await.is_err());
+            read(&mut broker).await;
+        }
+        assert!(quiet(&mut connection).await.is_none());
+        assert_eq!(read(&mut broker).await, b"\0\0\0\0\0\0\0\xc0\0");
+        assert!(matches!(connection.next().await, Event::Lost(Loss::Broken(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_answers_pings_is_kept() {
+        let (mut connection, mut broker) = open(16);
+        for _ in 0..3 {
+            let begun = Instant::now();
+            assert!(timeout(connection.keep_alive, connection.next()).await.is_err());
+            assert_eq!(begun.elapsed(), connection.keep_alive);
+            assert_eq!(read(&mut broker).await, b"\xc0\0");
+            broker.write_all(b"\xd0\0").await.unwrap();
+            assert!(matches!(connection.next().await, Event::Alive));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_packet_that_comes_in_parts_is_one() {
+        let (mut connection, mut broker) = open(100);
+        let mut packet = b"\x30\xa4\x9c\x03\0\x01t\0".to_vec();
+        packet.extend((0..52_768).map(|byte: u32| byte as u8));
+        tokio::spawn({
+            let packet = packet.clone();
+            async move {
+                broker.write_all(&packet).await.unwrap();
+                broker.write_all(&packet[..5]).await.unwrap();
+                std::future::pending::<()>().await;
+            }
+        });
+        let Event::Publish(arrival, None) = connection.next().await else { panic!() };
+        assert_eq!(arrival.payload, &packet[8..]);
+        assert!(!connection.is_behind());
+    }
+
+    #[tokio::test]
+    async fn a_packet_above_the_limit_is_refused_by_its_head() {
+        let (mut connection, mut broker) = open(100);
+        broker.write_all(b"\x30\xff\xff\xff\x7f").await.unwrap();
+        assert!(matches!(connection.next().await, Event::Lost(Loss::ArrivalTooLarge)));
+    }
+
+    #[tokio::test]
+    async fn a_publish_behind_other_packets_is_seen() {
+        let (mut connection, mut broker) = open(100);
+        broker.write_all(b"\xd0\0\x40\x02\0\x01\x30\x04\0\x01t\0").await.unwrap();
+        assert!(!connection.is_behind());
+        assert!(matches!(connection.next().await, Event::Alive));
+        assert!(connection.is_behind());
+        assert!(matches!(connection.next().await, Event::Alive));
+        assert!(connection.is_behind());
+        assert!(matches!(connection.next().await, Event::Publish(..)));
+        assert!(!connection.is_behind());
+    }
+
+    #[tokio::test]
+    async fn a_disconnect_needs_no_properties_and_no_reason() {
+        for (packet, loss) in [
+            (&b"\xe0\x02\x8e\0"[..], Loss::TakenOver),
+            (b"\xe0\x01\x8e", Loss::TakenOver),
+            (b"\xe0\0", Loss::Broken("the broker disconnected us: NormalDisconnection".to_owned())),
+        ] {
+            let (mut connection, mut broker) = open(100);
+            broker.write_all(packet).await.unwrap();
+            match connection.next().await {
+                Event::Lost(told) => assert_eq!(told, loss),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn our_disconnect_is_written_before_it_is_over() {
+        let (mut connection, mut broker) = open(4);
+        connection.publish(0, &message(Qos::AtMostOnce)).unwrap();
+        connection.disconnect().unwrap();
+        let mut written = Vec::new();
+        while quiet(&mut connection).await.is_none() {
+            written.extend(read(&mut broker).await);
+        }
+        written.extend(read(&mut broker).await);
+        assert!(written.ends_with(b"four\xe0\0"), "{written:?}");
+        drop(connection);
+        assert!(read(&mut broker).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_id_in_use_is_not_given_again() {
+        for version in [Version::V4, Version::V5] {
+            let (mut connection, mut broker) = open(1 << 20);
+            connection.codec = Codec::new(
+                &Config { version: version as u8 + 4, ..Config::default() }.settings("n1").unwrap(),
+            );
+            connection.publish(5, &message(Qos::AtLeastOnce)).unwrap();
+            connection.last_id = u16::MAX - 1;
+            for tag in 6..9 {
+                connection.publish(tag, &message(Qos::AtLeastOnce)).unwrap();
+            }
+            assert_eq!(connection.waiting.get(&1), Some(&Waiting::Publish(5)));
+            assert_eq!(connection.waiting.get(&2), Some(&Waiting::Publish(7)));
+            broker.write_all(b"\x40\x02\0\x02\x40\x02\0\x02").await.unwrap();
+            assert!(matches!(connection.next().await, Event::Acked { tag: 7, .. }));
+            assert!(matches!(connection.next().await, Event::Alive), "it had been acknowledged");
+        }
     }
 }

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::tls;
 
-/// rumqttc panics below this on MQTT 5, and nothing is gained by more frequent pings.
+/// Nothing is gained by more frequent pings.
 const KEEP_ALIVE_S_MIN: u16 = 5;
 /// Above this a dead broker stays unnoticed for hours (the watchdog waits two keep-alives).
 const KEEP_ALIVE_S_MAX: u16 = 3600;
@@ -203,9 +203,6 @@ impl Config {
         }
         match url.scheme() {
             "mqtt" | "tcp" | "mqtts" => match url.host_str() {
-                Some(host) if encrypted && host.starts_with('[') => {
-                    Err(format!("mqtt.url {text:?}: with TLS the broker needs a name or an IPv4 address"))
-                }
                 Some(host) if !host.is_empty() => {
                     let port = url.port().unwrap_or(if encrypted { 8883 } else { 1883 });
                     Ok(Address::Tcp { host: host.to_owned(), port, tls: encrypted.then_some(files) })
@@ -413,10 +410,6 @@ mod tests {
         refused("password_file = '/p'", "mqtt.password_file needs mqtt.username beside it");
         refused("url = 'mqtts://b'\ncert_file = 'c'", "mqtt.cert_file and mqtt.key_file need each other");
         refused("ca_file = 'c'", "mqtt.ca_file, cert_file and key_file need a url with mqtts://");
-        refused(
-            "url = 'mqtts://[::1]'",
-            "mqtt.url \"mqtts://[::1]\": with TLS the broker needs a name or an IPv4 address",
-        );
         refused(
             "url = 'mqtt://user:secret@broker'",
             "mqtt.url: credentials belong in username and password_file",

@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `config` | the `[mqtt]` section, checked |
-//! | `client` | one connection; the only file that names rumqttc |
+//! | `client` | one connection; its `codec` is the only file that names rumqttc |
 //! | `exchange`, `json` | publishes to requests, replies to publishes |
 //! | `announce` | when to look at the registry earlier |
 //! | `statements` | what the node says about its models |
@@ -47,9 +47,6 @@ pub use config::{Config, Settings};
 
 /// How often the clock is looked at when nothing happens: the grain of everything that waits.
 const TICK: Duration = Duration::from_secs(1);
-/// Keep-alives without a sign of life after which a broker counts as dead. rumqttc itself has no write timeout on
-/// MQTT 5, so a frozen broker would hold it for ever.
-const SILENT_KEEP_ALIVES: u32 = 2;
 /// A connection that the broker closes before this is over was closed soon.
 const SOON: Duration = Duration::from_secs(60);
 /// How often the files of TLS are looked at: they are replaced every few weeks or hours.
@@ -78,8 +75,6 @@ pub async fn run<T>(
         room,
         backoff: Backoff::new(seed),
         started: Instant::now(),
-        heard: Instant::now(),
-        keep_alive: settings.keep_alive,
         connected_at: None,
         closed_soon: 0,
         stamp: None,
@@ -134,10 +129,6 @@ struct Shell {
     link: Link,
     backoff: Backoff,
     started: Instant,
-    /// When the broker last gave a sign of life.
-    heard: Instant,
-    /// The keep-alive in force, which the broker may have imposed.
-    keep_alive: Duration,
     connected_at: Option<Instant>,
     /// Connections in a row that the broker closed soon after it had let us in.
     closed_soon: u32,
@@ -217,11 +208,6 @@ impl Shell {
                 self.renew();
                 Event::Tick
             }
-            Event::Tick => self.overdue().map_or(Event::Tick, |loss| {
-                let event = client::Event::Lost(loss);
-                self.watch(&event);
-                Event::Link(event)
-            }),
             other => other,
         };
         self.room.handle(self.now(), event);
@@ -232,11 +218,8 @@ impl Shell {
     /// Keeps the link's own books: who is alive since when, and when to try again.
     fn watch(&mut self, event: &client::Event) {
         match event {
-            client::Event::Sent => {}
-            client::Event::Connected(granted) => {
-                self.heard = Instant::now();
-                self.connected_at = Some(self.heard);
-                self.keep_alive = granted.keep_alive.unwrap_or(self.settings.keep_alive);
+            client::Event::Connected(_) => {
+                self.connected_at = Some(Instant::now());
                 self.forget_session = false;
                 let address = self.settings.address.clone();
                 self.say(
@@ -251,7 +234,7 @@ impl Shell {
                 self.connected_at = None;
                 self.stalled = None;
             }
-            _ => self.heard = Instant::now(),
+            _ => {}
         }
     }
 
@@ -296,14 +279,6 @@ impl Shell {
             }
             Err(loss) => log::warn!("the files of TLS were replaced, the connection stays as it is: {loss}"),
         }
-    }
-
-    /// A broker that says nothing although it was pinged.
-    fn overdue(&self) -> Option<Loss> {
-        let silent = self.heard.elapsed();
-        let connected = self.connected_at.is_some();
-        (connected && silent > self.keep_alive * SILENT_KEEP_ALIVES)
-            .then(|| Loss::Broken(format!("silent for {} s", silent.as_secs())))
     }
 
     /// Opens the next connection when its time has come.

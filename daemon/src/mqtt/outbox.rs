@@ -1,9 +1,8 @@
 //! What has to reach the broker, and the requests whose acknowledgement waits for it.
 //!
-//! rumqttc forgets queued messages when a session is gone, so nothing is ever only in its hands: a message of QoS 1
-//! stays here until its PUBACK, and is sent again on the next connection. A request is acknowledged when its reply
-//! has been, in the order the requests came, as MQTT demands [MQTT-4.6.0-2]. So whatever fails in between, the
-//! broker still has either the request or the reply.
+//! A connection forgets what it was handed when it ends: a message of QoS 1 stays here until its PUBACK, and is sent
+//! again on the next one. A request is acknowledged when its reply has been, in the order the requests came, as MQTT
+//! demands [MQTT-4.6.0-2]. So whatever fails in between, the broker still has either the request or the reply.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

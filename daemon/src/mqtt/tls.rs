@@ -7,6 +7,8 @@ use std::time::SystemTime;
 
 #[cfg(feature = "tls")]
 mod read;
+#[cfg(feature = "tls")]
+pub(super) use read::Connector;
 
 /// The files that make up our side of TLS.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -503,7 +503,7 @@ fn a_take_over_is_said() {
     });
 }
 
-/// Mosquitto says so in a form that rumqttc takes for half a packet, and 3.1.1 has no word for it.
+/// Mosquitto 2.0 does not say so, and 3.1.1 has no word for it.
 #[test]
 fn a_take_over_that_is_not_said_is_concluded() {
     for version in [5, 4] {

@@ -1,12 +1,14 @@
 //! The files of TLS, read and checked.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use tractd_update::tls;
 
@@ -17,12 +19,40 @@ use crate::mqtt::client::Loss;
 /// Longest file of certificates or keys read, in bytes: a system's whole list of authorities has about 250 kB.
 const PEM_BYTES_MAX: u64 = 4 << 20;
 
+/// Our side of TLS with one broker.
+pub(in crate::mqtt) struct Connector {
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+}
+
+impl Connector {
+    /// Shakes hands.
+    ///
+    /// # Errors
+    /// The network's, or one of both sides does not trust the other.
+    pub(in crate::mqtt) async fn connect(self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        TlsConnector::from(self.config).connect(self.name, stream).await
+    }
+}
+
 impl Files {
-    /// Reads the files. The broker's certificate is judged by the device's time, and remembered, in `certificates`.
+    /// Reads the files, for a broker at `host`. Its certificate is judged by the device's time, and remembered, in
+    /// `certificates`.
     ///
     /// # Errors
     /// A file can't be read or holds nothing usable, or the key is not the certificate's.
-    pub(in crate::mqtt) fn read(&self, certificates: &Certificates) -> Result<Arc<ClientConfig>, Loss> {
+    pub(in crate::mqtt) fn connector(
+        &self,
+        host: &str,
+        certificates: &Certificates,
+    ) -> Result<Connector, Loss> {
+        // Brackets are how an address of IPv6 stands in a URL; no certificate has them.
+        let name = host.trim_matches(['[', ']']).to_owned();
+        let name = name.try_into().map_err(|error| Loss::Broken(format!("{host}: {error}")))?;
+        Ok(Connector { name, config: self.read(certificates)? })
+    }
+
+    fn read(&self, certificates: &Certificates) -> Result<Arc<ClientConfig>, Loss> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = tls::verifier(self.roots()?, certificates.clock(), certificates.broker());
         let builder = ClientConfig::builder_with_provider(provider)
@@ -96,5 +126,19 @@ mod tests {
         assert_eq!(refused(&files), "/absent.pem: No such file or directory (os error 2)");
         let files = Files { ca: Some(path("empty.pem")), client: None };
         assert_eq!(refused(&files), "/empty.pem: holds no certificate");
+    }
+
+    #[test]
+    fn a_broker_is_named_by_name_or_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = dir.path().join("ca.pem");
+        let authority = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
+        fs::write(&ca, authority.cert.pem()).unwrap();
+        let files = Files { ca: Some(ca), client: None };
+        let certificates = Certificates::new(&crate::config::Config::default(), 0);
+        for (host, name) in [("broker.lan", "broker.lan"), ("127.0.0.1", "127.0.0.1"), ("[::1]", "::1")] {
+            assert_eq!(files.connector(host, &certificates).unwrap().name.to_str(), name);
+        }
+        assert!(files.connector("no name", &certificates).is_err());
     }
 }
