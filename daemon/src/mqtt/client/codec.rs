@@ -390,3 +390,98 @@ fn qos_v5(qos: Qos) -> bytes5::QoS {
         Qos::AtLeastOnce => bytes5::QoS::AtLeastOnce,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mqtt::config::Config;
+
+    /// Packets of both versions, with properties, reasons and without.
+    const PACKETS: &[&[u8]] = &[
+        b"\x10\x06\0\x04MQTT",
+        b"\x20\x02\x01\0",
+        b"\x20\x09\0\0\x06\x22\0\x0a\x21\0\x14",
+        b"\x30\x04\0\x01t\0",
+        b"\x32\x17\0\x01t\0\x05\x0d\x08\0\x01r\x09\0\x02ab\x03\0\x01cpayl",
+        b"\x32\x12\0\x01t\0\x05\x08\x26\0\x01k\0\x02vvpayl",
+        b"\x40\x02\0\x01",
+        b"\x40\x03\0\x01\x87",
+        b"\x40\x08\0\x01\x87\x04\x1f\0\x01a",
+        b"\x62\x02\0\x01",
+        b"\x90\x04\0\x01\x01\x80",
+        b"\x90\x05\0\x01\0\x01\x80",
+        b"\xb0\x02\0\x01",
+        b"\xb0\x04\0\x01\0\0",
+        b"\xd0\0",
+        b"\xe0\0",
+        b"\xe0\x01\x8e",
+        b"\xe0\x08\x8e\x06\x1f\0\x03abc",
+        b"\xf0\x02\x18\0",
+    ];
+
+    fn codec(version: u8) -> Codec {
+        Codec::new(&Config { version, ..Config::default() }.settings("n1").unwrap())
+    }
+
+    #[test]
+    fn a_part_is_left_and_a_packet_taken() {
+        for (version, packet) in
+            [4, 5].into_iter().flat_map(|version| PACKETS.iter().map(move |p| (version, *p)))
+        {
+            for length in 0..packet.len() {
+                let mut bytes = BytesMut::from(&packet[..length]);
+                let read = codec(version).read(&mut bytes);
+                assert!(
+                    matches!(read, Ok(Read::Part(missing)) if missing <= packet.len() - length),
+                    "{packet:x?}"
+                );
+                assert_eq!(bytes, &packet[..length]);
+            }
+            let mut bytes = BytesMut::from(&[packet, b"more"].concat()[..]);
+            // An error is one of the whole packet: version 4 has no properties.
+            assert!(!matches!(codec(version).read(&mut bytes), Ok(Read::Part(_))), "{packet:x?}");
+            assert_eq!(bytes, b"more"[..]);
+        }
+    }
+
+    #[test]
+    fn no_bytes_are_too_much_for_it() {
+        let mut state = 88_172_645_463_325_252_u64;
+        let mut random = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as usize % below
+        };
+        let (mut packets, mut errors) = (0, 0);
+        for round in 0..200_000 {
+            let mut packet = PACKETS[random(PACKETS.len())].to_vec();
+            for _ in 0..=random(3) {
+                let at = random(packet.len());
+                match random(3) {
+                    0 => packet[at] = random(256) as u8,
+                    1 => packet.insert(at, random(256) as u8),
+                    _ if packet.len() > 2 => drop(packet.remove(at)),
+                    _ => {}
+                }
+            }
+            if random(2) == 0 {
+                packet[1] = packet.len() as u8 - 2;
+            }
+            let whole = codec(4).frame_length(&packet);
+            let mut bytes = BytesMut::from(&packet[..]);
+            match codec(4 + round as u8 % 2).read(&mut bytes) {
+                Ok(Read::Part(missing)) => {
+                    assert!(missing > 0);
+                    assert_eq!(bytes, packet);
+                }
+                Ok(Read::Packet(_)) => {
+                    packets += 1;
+                    assert_eq!(whole, Ok(Ok(packet.len() - bytes.len())));
+                }
+                Err(_) => errors += 1,
+            }
+        }
+        assert!(packets > 10_000 && errors > 10_000, "{packets} {errors}");
+    }
+}
