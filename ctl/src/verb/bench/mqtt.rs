@@ -15,8 +15,9 @@ use crate::verb::Failure;
 /// What one exchange may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Rounds in which echo and daemon take turns with [`WINDOW`] exchanges under way. Who wakes whom settles into one of two
-/// rhythms for a while, one nearly twice as fast as the other: a round outlasts that.
-const ROUNDS: usize = 9;
+/// rhythms for a while, one nearly twice as fast as the other: a round mostly outlasts that, and so many tell which is the
+/// usual one.
+const ROUNDS: usize = 25;
 
 /// One side of the comparison.
 #[derive(Default)]
