@@ -9,7 +9,8 @@
 //!   loses nothing, and no channel between sender and poller can fill up (rumqtt#1025).
 //! - What was read before an error is told before it: acknowledgements among it, or their messages would be sent twice.
 //! - A broker that takes nothing doesn't keep the ping from being missed.
-//! - After our own DISCONNECT it is over, and does not reconnect.
+//! - Our own DISCONNECT is the last thing said, and the broker's end is waited for: to close with something unread would
+//!   make the kernel take back what the broker has not read either, and it would publish our will.
 
 mod codec;
 mod stream;
@@ -33,6 +34,8 @@ use crate::certificates::Certificates;
 
 /// Longest a connect with its CONNACK may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Longest the broker may take to close the connection after our DISCONNECT.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
 /// Room made for reading where it is not known how much comes: some dozens of small requests.
 const READ_BYTES: usize = 16 << 10;
 /// What may wait to be written before more is turned away: as much as a socket takes at once, or one message.
@@ -108,7 +111,7 @@ pub(super) enum Loss {
     Broken(String),
 }
 
-/// The channel into the event loop is full; try again after the next event.
+/// As much waits to be written as may, or nothing more may be; in the first case [`Event::Sent`] tells when to try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Full;
 
@@ -138,6 +141,16 @@ enum Stage {
     Over,
 }
 
+/// How far our own end of it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// Our DISCONNECT waits to be written.
+    Said,
+    /// It has been, and nothing follows; the broker closes its end, or time passes.
+    Shut,
+}
+
 /// One connection, from CONNECT to its end.
 pub(super) struct Connection {
     stage: Stage,
@@ -156,8 +169,7 @@ pub(super) struct Connection {
     broken: Option<Loss>,
     /// Something was turned away for want of room.
     full: bool,
-    /// Our DISCONNECT waits to be written.
-    leaving: bool,
+    leaving: Leaving,
     waiting: HashMap<u16, Waiting>,
     last_id: u16,
     keep_alive: Duration,
@@ -201,7 +213,7 @@ impl Connection {
             unwritten_events: 0,
             broken: None,
             full: false,
-            leaving: false,
+            leaving: Leaving::No,
             waiting: HashMap::new(),
             last_id: 0,
             keep_alive: settings.keep_alive,
@@ -248,7 +260,7 @@ impl Connection {
 
     /// Gives out what has been read before it reads on, and writes before it waits.
     fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<Result<Event, Loss>> {
-        loop {
+        while self.leaving != Leaving::Shut {
             if self.unwritten_events >= UNWRITTEN_EVENTS_MAX {
                 self.poll_write(context);
             }
@@ -261,8 +273,10 @@ impl Connection {
             }
             self.poll_ping(context)?;
             self.poll_write(context);
-            if self.leaving && self.write.is_empty() && !self.unflushed {
-                return Poll::Ready(Ok(Event::Closed));
+            if self.leaving == Leaving::Said && self.write.is_empty() && !self.unflushed {
+                self.leaving = Leaving::Shut;
+                self.ping.as_mut().reset(Instant::now() + GOODBYE_MAX);
+                break;
             }
             if self.full && self.write.len() < WRITE_BYTES_MAX {
                 self.full = false;
@@ -274,6 +288,24 @@ impl Connection {
                 (_, Some(loss)) => return Poll::Ready(Err(loss)),
                 (Poll::Ready(Err(error)), None) => return Poll::Ready(Err(broken(&error))),
                 (Poll::Pending, None) => return Poll::Pending,
+            }
+        }
+        self.poll_goodbye(context).map(|()| Ok(Event::Closed))
+    }
+
+    /// Waits for the broker's end of a connection that we have ended, for as long as that may take.
+    fn poll_goodbye(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let Stage::Open(stream) = &mut self.stage {
+            // Again and again does no harm, and an error here is an end.
+            let _ = Pin::new(stream).poll_shutdown(context);
+        }
+        loop {
+            self.read.clear();
+            self.missing = 0;
+            match self.poll_read(context) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return self.ping.as_mut().poll(context),
             }
         }
     }
@@ -395,14 +427,15 @@ impl Connection {
     pub(super) fn disconnect(&mut self) -> Result<(), Full> {
         self.room()?;
         let written = self.codec.disconnect(&mut self.write);
-        self.leaving = true;
+        self.leaving = Leaving::Said;
         self.handed_over(written)
     }
 
     /// Whether more is taken now.
     fn room(&mut self) -> Result<(), Full> {
-        self.full = !matches!(self.stage, Stage::Open(_)) || self.write.len() >= WRITE_BYTES_MAX;
-        if self.full { Err(Full) } else { Ok(()) }
+        let open = matches!(self.stage, Stage::Open(_)) && self.leaving == Leaving::No;
+        self.full = open && self.write.len() >= WRITE_BYTES_MAX;
+        if self.full || !open { Err(Full) } else { Ok(()) }
     }
 
     /// What can't be written costs the connection, and so is told.
@@ -697,19 +730,34 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn our_disconnect_is_written_before_it_is_over() {
-        let (mut connection, mut broker) = open(4);
-        connection.publish(0, &message(Qos::AtMostOnce)).unwrap();
-        connection.disconnect().unwrap();
-        let mut written = Vec::new();
-        while quiet(&mut connection).await.is_none() {
-            written.extend(read(&mut broker).await);
+    #[tokio::test(start_paused = true)]
+    async fn our_disconnect_is_the_last_word_and_the_brokers_end_is_waited_for() {
+        for closes in [true, false] {
+            let (mut connection, mut broker) = open(4);
+            connection.publish(0, &message(Qos::AtMostOnce)).unwrap();
+            connection.disconnect().unwrap();
+            assert_eq!(connection.publish(0, &message(Qos::AtMostOnce)), Err(Full));
+            assert_eq!(connection.ack(Token(1)), Err(Full));
+            let mut written = Vec::new();
+            while !written.ends_with(b"four\xe0\0") {
+                assert!(quiet(&mut connection).await.is_none());
+                written.extend(read(&mut broker).await);
+            }
+            assert!(quiet(&mut connection).await.is_none());
+            assert!(read(&mut broker).await.is_empty(), "our end is closed");
+            // Nobody is told of what still comes, nor does it keep the connection.
+            broker.write_all(b"\xd0\0\xd0").await.unwrap();
+            assert!(quiet(&mut connection).await.is_none());
+            let begun = Instant::now();
+            if closes {
+                drop(broker);
+                assert!(matches!(connection.next().await, Event::Closed));
+                assert_eq!(begun.elapsed(), Duration::ZERO);
+            } else {
+                assert!(matches!(connection.next().await, Event::Closed));
+                assert_eq!(begun.elapsed(), GOODBYE_MAX);
+            }
         }
-        written.extend(read(&mut broker).await);
-        assert!(written.ends_with(b"four\xe0\0"), "{written:?}");
-        drop(connection);
-        assert!(read(&mut broker).await.is_empty());
     }
 
     #[tokio::test]
