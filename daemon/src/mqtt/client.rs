@@ -157,8 +157,6 @@ pub(super) struct Connection {
     codec: Codec,
     /// Read and not given out.
     read: BytesMut,
-    /// How many bytes the packet that `read` begins with still lacks.
-    missing: usize,
     /// To be written.
     write: BytesMut,
     /// Written to a stream that may hold it back.
@@ -173,7 +171,8 @@ pub(super) struct Connection {
     waiting: HashMap<u16, Waiting>,
     last_id: u16,
     keep_alive: Duration,
-    ping: Pin<Box<Sleep>>,
+    /// When to ping; after our DISCONNECT, when to wait for the broker's end no longer. It ends with the connection.
+    timer: Pin<Box<Sleep>>,
     /// A ping has not been answered.
     pinged: bool,
     /// Something has been written since it was last time to ping.
@@ -199,15 +198,13 @@ impl Connection {
         codec.connect(settings, password, will, forget, &mut connect)?;
         let opening = async move {
             let opened = timeout(CONNECT_MAX, open(road, codec, connect)).await;
-            opened.unwrap_or_else(|_| {
-                Err(Loss::Broken(format!("it did not let us in within {} s", CONNECT_MAX.as_secs())))
-            })
+            let late = || Loss::Broken(format!("it did not let us in within {} s", CONNECT_MAX.as_secs()));
+            opened.map_err(|_| late())?
         };
         Ok(Connection {
             stage: Stage::Opening(Box::pin(opening)),
             codec,
             read: BytesMut::new(),
-            missing: 0,
             write: BytesMut::new(),
             unflushed: false,
             unwritten_events: 0,
@@ -217,7 +214,7 @@ impl Connection {
             waiting: HashMap::new(),
             last_id: 0,
             keep_alive: settings.keep_alive,
-            ping: Box::pin(sleep(settings.keep_alive)),
+            timer: Box::pin(sleep(settings.keep_alive)),
             pinged: false,
             moved: false,
         })
@@ -254,7 +251,7 @@ impl Connection {
         self.read = read;
         // A broker that wants no pings gets them all the same: they are how we know that it lives.
         self.keep_alive = granted.keep_alive.filter(|every| !every.is_zero()).unwrap_or(self.keep_alive);
-        self.ping.as_mut().reset(Instant::now() + self.keep_alive);
+        self.timer.as_mut().reset(Instant::now() + self.keep_alive);
         Event::Connected(granted)
     }
 
@@ -264,25 +261,25 @@ impl Connection {
             if self.unwritten_events >= UNWRITTEN_EVENTS_MAX {
                 self.poll_write(context);
             }
-            match self.codec.read(&mut self.read)? {
+            let missing = match self.codec.read(&mut self.read)? {
                 Read::Packet(packet) => {
                     self.unwritten_events += u32::from(!self.write.is_empty());
                     return Poll::Ready(self.event(packet));
                 }
-                Read::Part(missing) => self.missing = missing,
-            }
+                Read::Part(missing) => missing,
+            };
             self.poll_ping(context)?;
             self.poll_write(context);
             if self.leaving == Leaving::Said && self.write.is_empty() && !self.unflushed {
                 self.leaving = Leaving::Shut;
-                self.ping.as_mut().reset(Instant::now() + GOODBYE_MAX);
+                self.timer.as_mut().reset(Instant::now() + GOODBYE_MAX);
                 break;
             }
             if self.full && self.write.len() < WRITE_BYTES_MAX {
                 self.full = false;
                 return Poll::Ready(Ok(Event::Sent));
             }
-            match (self.poll_read(context), self.broken.take()) {
+            match (self.poll_read(context, missing), self.broken.take()) {
                 (Poll::Ready(Ok(0)), _) => return Poll::Ready(Err(Loss::Closed)),
                 (Poll::Ready(Ok(_)), loss) => self.broken = loss,
                 (_, Some(loss)) => return Poll::Ready(Err(loss)),
@@ -301,11 +298,10 @@ impl Connection {
         }
         loop {
             self.read.clear();
-            self.missing = 0;
-            match self.poll_read(context) {
+            match self.poll_read(context, 0) {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return self.ping.as_mut().poll(context),
+                Poll::Pending => return self.timer.as_mut().poll(context),
             }
         }
     }
@@ -313,7 +309,7 @@ impl Connection {
     /// Pings when it is time to, unless the last was not answered. One that is yet to be written behind a large message
     /// has time for as long as that moves.
     fn poll_ping(&mut self, context: &mut Context<'_>) -> Result<(), Loss> {
-        while self.ping.as_mut().poll(context).is_ready() {
+        while self.timer.as_mut().poll(context).is_ready() {
             let moving = std::mem::take(&mut self.moved) && !self.write.is_empty();
             match self.pinged {
                 true if !moving => return Err(Loss::Broken("it did not answer a ping".to_owned())),
@@ -321,7 +317,7 @@ impl Connection {
                 false => self.codec.ping(&mut self.write)?,
             }
             self.pinged = true;
-            self.ping.as_mut().reset(Instant::now() + self.keep_alive);
+            self.timer.as_mut().reset(Instant::now() + self.keep_alive);
         }
         Ok(())
     }
@@ -354,30 +350,31 @@ impl Connection {
         }
     }
 
-    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Reads as much as is there. What `read` begins with lacks `missing` bytes.
+    fn poll_read(&mut self, context: &mut Context<'_>, missing: usize) -> Poll<io::Result<usize>> {
         let Stage::Open(stream) = &mut self.stage else { return Poll::Pending };
         if self.read.is_empty() && self.read.capacity() > KEEP_BYTES_MAX {
             self.read = BytesMut::new();
         }
         // A large packet gets what it lacks: room for more would have its beginning copied once more.
         let begun = self.read.len() >= READ_BYTES;
-        self.read.reserve(if begun { self.missing } else { self.missing.max(READ_BYTES) });
+        self.read.reserve(if begun { missing } else { missing.max(READ_BYTES) });
         pin!(stream.read_buf(&mut self.read)).poll(context)
     }
 
     fn event(&mut self, packet: Packet) -> Result<Event, Loss> {
         Ok(match packet {
             Packet::Publish(arrival, token) => Event::Publish(arrival, token),
-            Packet::PubAck { id, refused } => match self.answered(id) {
+            Packet::PubAck { id, refused } => match self.waiting.remove(&id) {
                 Some(Waiting::Publish(tag)) => Event::Acked { tag, refused },
                 _ => Event::Alive,
             },
-            Packet::SubAck { id, refused } => match self.answered(id) {
+            Packet::SubAck { id, refused } => match self.waiting.remove(&id) {
                 Some(Waiting::Subscribe) => Event::Subscribed { refused },
                 _ => Event::Alive,
             },
             Packet::UnsubAck { id } => {
-                self.answered(id);
+                self.waiting.remove(&id);
                 Event::Alive
             }
             Packet::Pong => {
@@ -391,56 +388,46 @@ impl Connection {
 
     /// Hands over a message; one of QoS 1 is reported by its tag when the broker has it.
     pub(super) fn publish(&mut self, tag: u64, message: &Message) -> Result<(), Full> {
-        self.room()?;
-        let id = match message.qos {
-            Qos::AtMostOnce => 0,
-            Qos::AtLeastOnce => self.wait_for(Waiting::Publish(tag)),
-        };
-        let written = self.codec.publish(id, message, &mut self.write);
-        self.handed_over(written)
+        let waiting = (message.qos == Qos::AtLeastOnce).then_some(Waiting::Publish(tag));
+        self.hand_over(waiting, |codec, id, out| codec.publish(id, message, out))
     }
 
     /// Acknowledges an arrival of this connection.
     pub(super) fn ack(&mut self, token: Token) -> Result<(), Full> {
-        self.room()?;
-        let written = self.codec.ack(token, &mut self.write);
-        self.handed_over(written)
+        self.hand_over(None, |codec, _, out| codec.ack(token, out))
     }
 
     /// Subscribes to all filters in one packet.
     pub(super) fn subscribe(&mut self, filters: &[(String, Qos)]) -> Result<(), Full> {
-        self.room()?;
-        let id = self.wait_for(Waiting::Subscribe);
-        let written = self.codec.subscribe(id, filters, &mut self.write);
-        self.handed_over(written)
+        self.hand_over(Some(Waiting::Subscribe), |codec, id, out| codec.subscribe(id, filters, out))
     }
 
     /// Ends a subscription.
     pub(super) fn unsubscribe(&mut self, filter: &str) -> Result<(), Full> {
-        self.room()?;
-        let id = self.wait_for(Waiting::Unsubscribe);
-        let written = self.codec.unsubscribe(id, filter, &mut self.write);
-        self.handed_over(written)
+        self.hand_over(Some(Waiting::Unsubscribe), |codec, id, out| codec.unsubscribe(id, filter, out))
     }
 
     /// Ends the connection in order; the broker then drops our will. [`Event::Closed`] follows.
     pub(super) fn disconnect(&mut self) -> Result<(), Full> {
-        self.room()?;
-        let written = self.codec.disconnect(&mut self.write);
+        self.hand_over(None, |codec, _, out| codec.disconnect(out))?;
         self.leaving = Leaving::Said;
-        self.handed_over(written)
+        Ok(())
     }
 
-    /// Whether more is taken now.
-    fn room(&mut self) -> Result<(), Full> {
+    /// Has a packet written where there is room for it, under an id if its answer is waited for. What can't be written
+    /// costs the connection, and so is told.
+    fn hand_over(
+        &mut self,
+        waiting: Option<Waiting>,
+        write: impl FnOnce(Codec, u16, &mut BytesMut) -> Result<(), Loss>,
+    ) -> Result<(), Full> {
         let open = matches!(self.stage, Stage::Open(_)) && self.leaving == Leaving::No;
         self.full = open && self.write.len() >= WRITE_BYTES_MAX;
-        if self.full || !open { Err(Full) } else { Ok(()) }
-    }
-
-    /// What can't be written costs the connection, and so is told.
-    fn handed_over(&mut self, written: Result<(), Loss>) -> Result<(), Full> {
-        if let Err(loss) = written {
+        if self.full || !open {
+            return Err(Full);
+        }
+        let id = waiting.map_or(0, |waiting| self.wait_for(waiting));
+        if let Err(loss) = write(self.codec, id, &mut self.write) {
             self.broken.get_or_insert(loss);
         }
         Ok(())
@@ -455,10 +442,6 @@ impl Connection {
                 return self.last_id;
             }
         }
-    }
-
-    fn answered(&mut self, id: u16) -> Option<Waiting> {
-        self.waiting.remove(&id)
     }
 }
 
@@ -496,287 +479,4 @@ fn broken(error: &io::Error) -> Loss {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::mqtt::config::{Config, Version};
-    use crate::mqtt::message::Properties;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-
-    const CONNACK: &[u8] = b"\x20\x03\0\0\0";
-
-    /// A connection to a broker that lets its only client in, answers with `answer` once it has been sent `after` bytes,
-    /// and takes whatever else comes.
-    async fn connected(after: usize, answer: &'static [u8]) -> Connection {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("mqtt://{}", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            let (mut client, _) = listener.accept().await.unwrap();
-            let mut bytes = [0; 4096];
-            assert!(client.read(&mut bytes).await.unwrap() > 0);
-            client.write_all(CONNACK).await.unwrap();
-            let mut length = 0;
-            while length < after {
-                length += client.read(&mut bytes).await.unwrap();
-            }
-            client.write_all(answer).await.unwrap();
-            while client.read(&mut bytes).await.is_ok_and(|length| length > 0) {}
-        });
-        let mut connection = connection(Config { url, ..Config::default() });
-        assert!(matches!(connection.next().await, Event::Connected(_)));
-        connection
-    }
-
-    fn connection(config: Config) -> Connection {
-        let settings = config.settings("n1").unwrap();
-        let certificates = Certificates::new(&crate::config::Config::default(), 0);
-        let will = Message::notice("status".to_owned(), "lost");
-        Connection::open(&settings, &certificates, &will, false).unwrap()
-    }
-
-    /// A connection that is open, with the broker's end of it, which holds `bytes` unread.
-    fn open(bytes: usize) -> (Connection, DuplexStream) {
-        let (ours, broker) = tokio::io::duplex(bytes);
-        let mut connection = connection(Config::default());
-        connection.stage = Stage::Open(Box::new(ours));
-        (connection, broker)
-    }
-
-    async fn read(broker: &mut DuplexStream) -> Vec<u8> {
-        let mut bytes = vec![0; 1 << 20];
-        let length = broker.read(&mut bytes).await.unwrap();
-        bytes.truncate(length);
-        bytes
-    }
-
-    /// What is said while nothing comes.
-    async fn quiet(connection: &mut Connection) -> Option<Event> {
-        tokio::task::yield_now().await;
-        timeout(Duration::ZERO, connection.next()).await.ok()
-    }
-
-    fn message(qos: Qos) -> Message {
-        let properties = Properties::default();
-        Message { topic: "t".to_owned(), payload: "four".into(), retain: false, qos, properties }
-    }
-
-    #[tokio::test]
-    async fn what_was_read_with_the_end_of_the_connection_still_counts() {
-        // Two publishes of 12 bytes each. Both are acknowledged, and no packet has the type that follows.
-        let mut connection = connected(24, b"\x40\x02\0\x01\x40\x02\0\x02\0\0").await;
-        for tag in [7, 8] {
-            connection.publish(tag, &message(Qos::AtLeastOnce)).unwrap();
-        }
-        assert!(matches!(connection.next().await, Event::Acked { tag: 7, refused: None }));
-        assert!(matches!(connection.next().await, Event::Acked { tag: 8, refused: None }));
-        assert!(matches!(connection.next().await, Event::Lost(_)));
-        assert!(timeout(Duration::from_millis(100), connection.next()).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn what_came_before_a_write_that_failed_is_told_first() {
-        let (mut connection, mut broker) = open(4096);
-        connection.publish(7, &message(Qos::AtLeastOnce)).unwrap();
-        assert!(quiet(&mut connection).await.is_none());
-        read(&mut broker).await;
-        broker.write_all(b"\x40\x02\0\x01").await.unwrap();
-        drop(broker);
-        connection.publish(8, &message(Qos::AtLeastOnce)).unwrap();
-        assert!(matches!(connection.next().await, Event::Acked { tag: 7, refused: None }));
-        assert!(matches!(connection.next().await, Event::Lost(Loss::Closed)));
-    }
-
-    #[tokio::test]
-    async fn what_a_turn_has_to_say_leaves_at_once() {
-        let (mut connection, mut broker) = open(4096);
-        for tag in 0..3 {
-            connection.publish(tag, &message(Qos::AtLeastOnce)).unwrap();
-        }
-        connection.ack(Token(9)).unwrap();
-        // Not before the turn is over.
-        assert!(timeout(Duration::ZERO, broker.read(&mut [0; 1])).await.is_err());
-        assert!(quiet(&mut connection).await.is_none());
-        let written = read(&mut broker).await;
-        assert_eq!(written.len(), 3 * 12 + 4);
-        assert!(written.ends_with(b"\x40\x02\0\x09"));
-    }
-
-    #[tokio::test]
-    async fn a_burst_does_not_keep_its_first_answer() {
-        let (mut connection, mut broker) = open(1 << 16);
-        let request = b"\x30\x04\0\x01t\0";
-        broker.write_all(&request.repeat(3 * UNWRITTEN_EVENTS_MAX as usize)).await.unwrap();
-        let mut unwritten = 0;
-        for _ in 0..3 * UNWRITTEN_EVENTS_MAX {
-            assert!(matches!(quiet(&mut connection).await, Some(Event::Publish(..))));
-            connection.publish(0, &message(Qos::AtMostOnce)).unwrap();
-            unwritten = unwritten.max(connection.write.len());
-        }
-        assert!(quiet(&mut connection).await.is_none());
-        let answer = 10;
-        assert_eq!(read(&mut broker).await.len(), answer * 3 * UNWRITTEN_EVENTS_MAX as usize);
-        assert_eq!(unwritten, answer * (UNWRITTEN_EVENTS_MAX as usize + 1));
-    }
-
-    #[tokio::test]
-    async fn there_is_a_limit_to_what_a_broker_does_not_take() {
-        let (mut connection, mut broker) = open(16);
-        let message = message(Qos::AtMostOnce);
-        connection.publish(0, &message).unwrap();
-        assert!(quiet(&mut connection).await.is_none(), "what went out is of interest to nobody");
-        while connection.publish(0, &message).is_ok() {
-            assert!(connection.write.len() < WRITE_BYTES_MAX + 16);
-        }
-        assert!(quiet(&mut connection).await.is_none());
-        loop {
-            read(&mut broker).await;
-            match quiet(&mut connection).await {
-                None => assert!(connection.write.len() >= WRITE_BYTES_MAX),
-                Some(Event::Sent) => break,
-                Some(other) => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(connection.publish(0, &message), Ok(()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_broker_that_takes_nothing_is_given_up_for_the_ping_it_does_not_answer() {
-        let (mut connection, _broker) = open(16);
-        while connection.publish(0, &message(Qos::AtMostOnce)).is_ok() {}
-        assert!(matches!(connection.next().await, Event::Sent));
-        let begun = Instant::now();
-        assert!(matches!(connection.next().await, Event::Lost(Loss::Broken(_))));
-        assert_eq!(begun.elapsed().as_secs(), 2 * connection.keep_alive.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_ping_behind_a_message_that_moves_has_time() {
-        let (mut connection, mut broker) = open(16);
-        let mut message = message(Qos::AtMostOnce);
-        message.payload = vec![0; 160].into();
-        connection.publish(0, &message).unwrap();
-        for _ in 0..10 {
-            assert!(timeout(connection.keep_alive, connection.next()).await.is_err());
-            read(&mut broker).await;
-        }
-        assert!(quiet(&mut connection).await.is_none());
-        assert_eq!(read(&mut broker).await, b"\0\0\0\0\0\0\0\xc0\0");
-        assert!(matches!(connection.next().await, Event::Lost(Loss::Broken(_))));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_broker_that_answers_pings_is_kept() {
-        let (mut connection, mut broker) = open(16);
-        for _ in 0..3 {
-            let begun = Instant::now();
-            assert!(timeout(connection.keep_alive, connection.next()).await.is_err());
-            assert_eq!(begun.elapsed(), connection.keep_alive);
-            assert_eq!(read(&mut broker).await, b"\xc0\0");
-            broker.write_all(b"\xd0\0").await.unwrap();
-            assert!(matches!(connection.next().await, Event::Alive));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_packet_that_comes_in_parts_is_one() {
-        let (mut connection, mut broker) = open(100);
-        let mut packet = b"\x30\xa4\x9c\x03\0\x01t\0".to_vec();
-        packet.extend((0..52_768).map(|byte: u32| byte as u8));
-        tokio::spawn({
-            let packet = packet.clone();
-            async move {
-                broker.write_all(&packet).await.unwrap();
-                broker.write_all(&packet[..5]).await.unwrap();
-                std::future::pending::<()>().await;
-            }
-        });
-        let Event::Publish(arrival, None) = connection.next().await else { panic!() };
-        assert_eq!(arrival.payload, &packet[8..]);
-        assert!(!connection.is_behind());
-    }
-
-    #[tokio::test]
-    async fn a_packet_above_the_limit_is_refused_by_its_head() {
-        let (mut connection, mut broker) = open(100);
-        broker.write_all(b"\x30\xff\xff\xff\x7f").await.unwrap();
-        assert!(matches!(connection.next().await, Event::Lost(Loss::ArrivalTooLarge)));
-    }
-
-    #[tokio::test]
-    async fn a_publish_behind_other_packets_is_seen() {
-        let (mut connection, mut broker) = open(100);
-        broker.write_all(b"\xd0\0\x40\x02\0\x01\x30\x04\0\x01t\0").await.unwrap();
-        assert!(!connection.is_behind());
-        assert!(matches!(connection.next().await, Event::Alive));
-        assert!(connection.is_behind());
-        assert!(matches!(connection.next().await, Event::Alive));
-        assert!(connection.is_behind());
-        assert!(matches!(connection.next().await, Event::Publish(..)));
-        assert!(!connection.is_behind());
-    }
-
-    #[tokio::test]
-    async fn a_disconnect_needs_no_properties_and_no_reason() {
-        for (packet, loss) in [
-            (&b"\xe0\x02\x8e\0"[..], Loss::TakenOver),
-            (b"\xe0\x01\x8e", Loss::TakenOver),
-            (b"\xe0\0", Loss::Broken("the broker disconnected us: NormalDisconnection".to_owned())),
-        ] {
-            let (mut connection, mut broker) = open(100);
-            broker.write_all(packet).await.unwrap();
-            match connection.next().await {
-                Event::Lost(told) => assert_eq!(told, loss),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn our_disconnect_is_the_last_word_and_the_brokers_end_is_waited_for() {
-        for closes in [true, false] {
-            let (mut connection, mut broker) = open(4);
-            connection.publish(0, &message(Qos::AtMostOnce)).unwrap();
-            connection.disconnect().unwrap();
-            assert_eq!(connection.publish(0, &message(Qos::AtMostOnce)), Err(Full));
-            assert_eq!(connection.ack(Token(1)), Err(Full));
-            let mut written = Vec::new();
-            while !written.ends_with(b"four\xe0\0") {
-                assert!(quiet(&mut connection).await.is_none());
-                written.extend(read(&mut broker).await);
-            }
-            assert!(quiet(&mut connection).await.is_none());
-            assert!(read(&mut broker).await.is_empty(), "our end is closed");
-            // Nobody is told of what still comes, nor does it keep the connection.
-            broker.write_all(b"\xd0\0\xd0").await.unwrap();
-            assert!(quiet(&mut connection).await.is_none());
-            let begun = Instant::now();
-            if closes {
-                drop(broker);
-                assert!(matches!(connection.next().await, Event::Closed));
-                assert_eq!(begun.elapsed(), Duration::ZERO);
-            } else {
-                assert!(matches!(connection.next().await, Event::Closed));
-                assert_eq!(begun.elapsed(), GOODBYE_MAX);
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn an_id_in_use_is_not_given_again() {
-        for version in [Version::V4, Version::V5] {
-            let (mut connection, mut broker) = open(1 << 20);
-            connection.codec = Codec::new(
-                &Config { version: version as u8 + 4, ..Config::default() }.settings("n1").unwrap(),
-            );
-            connection.publish(5, &message(Qos::AtLeastOnce)).unwrap();
-            connection.last_id = u16::MAX - 1;
-            for tag in 6..9 {
-                connection.publish(tag, &message(Qos::AtLeastOnce)).unwrap();
-            }
-            assert_eq!(connection.waiting.get(&1), Some(&Waiting::Publish(5)));
-            assert_eq!(connection.waiting.get(&2), Some(&Waiting::Publish(7)));
-            broker.write_all(b"\x40\x02\0\x02\x40\x02\0\x02").await.unwrap();
-            assert!(matches!(connection.next().await, Event::Acked { tag: 7, .. }));
-            assert!(matches!(connection.next().await, Event::Alive), "it had been acknowledged");
-        }
-    }
-}
+mod tests;

@@ -7,6 +7,8 @@
 //! - The failure codes of PUBACK and SUBACK are only logged by its event loop; here they are handed on.
 //! - No topic alias is ever offered: aliased publishes arrive with an empty topic.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use rumqttc::v5::mqttbytes as bytes5;
 use rumqttc::v5::mqttbytes::v5 as packet5;
@@ -15,7 +17,6 @@ use rumqttc::{self as packet4, mqttbytes as bytes4};
 use super::{Granted, Loss, Token};
 use crate::mqtt::config::{Settings, Version};
 use crate::mqtt::message::{Arrival, Message, Properties, Qos};
-use std::time::Duration;
 
 /// First byte of a DISCONNECT.
 const DISCONNECT: u8 = 0xe0;
