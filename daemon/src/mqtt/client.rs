@@ -292,6 +292,10 @@ impl Connection {
 
     /// Waits for the broker's end of a connection that we have ended, for as long as that may take.
     fn poll_goodbye(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        // First, or a broker that goes on talking would be listened to for ever.
+        if self.timer.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
         if let Stage::Open(stream) = &mut self.stage {
             // Again and again does no harm, and an error here is an end.
             let _ = Pin::new(stream).poll_shutdown(context);
@@ -301,7 +305,7 @@ impl Connection {
             match self.poll_read(context, 0) {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return self.timer.as_mut().poll(context),
+                Poll::Pending => return Poll::Pending,
             }
         }
     }

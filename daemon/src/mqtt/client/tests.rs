@@ -262,6 +262,15 @@ async fn our_disconnect_is_the_last_word_and_the_brokers_end_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_broker_that_goes_on_talking_after_our_disconnect_is_not_listened_to_for_ever() {
+    let mut connection = connection(Config::default());
+    connection.stage = Stage::Open(Box::new(tokio::io::join(tokio::io::repeat(0), tokio::io::sink())));
+    connection.leaving = Leaving::Shut;
+    connection.timer.as_mut().reset(Instant::now() + Duration::from_millis(20));
+    assert!(matches!(timeout(Duration::from_secs(10), connection.next()).await, Ok(Event::Closed)));
+}
+
+#[tokio::test]
 async fn an_id_in_use_is_not_given_again() {
     for version in [Version::V4, Version::V5] {
         let (mut connection, mut broker) = open(1 << 20);
