@@ -9,7 +9,10 @@
 //!
 //! - Convolution, depthwise, dense: `acc = bias + Σ (x − zx)·(w − zw)` in i32. `Program::new` refuses a layer that could overflow.
 //! - Requantisation: `q = clamp(round_ties_even(acc as f32 * multiplier) + zy, low, high)`; the product is one f32
-//!   multiplication, and what leaves i32 saturates.
+//!   multiplication, and what leaves i32 saturates. Where all sums of a layer span less than 2^23 and their results fit i16,
+//!   as those of most layers do, it is one fused operation instead, with whole numbers `a` and `b` by channel:
+//!   `q = clamp(round((acc + a) * multiplier + b), low, high)`, the last bit of `multiplier` set. `a * multiplier + b` is `zy` but
+//!   for a small part of `multiplier`: one result of many thousand differs, by one.
 //! - Addition: `clamp(round_ties_even(((a − za) as f32 * ma + (b − zb) as f32 * mb) + zy as f32), low, high)`, each operation
 //!   rounded to f32 on its own, never contracted. Zero points go first, so that tensors shifted from i8 give the same bits.
 //! - Multiplication: `acc = (a − za)·(b − zb)`, then `clamp(round_ties_even(acc as f32 * multiplier + zy as f32), low, high)`,
@@ -27,6 +30,7 @@ mod arm;
 mod bytes;
 mod contention;
 mod error;
+mod fused;
 mod kernel;
 mod layout;
 mod lower;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::fused::fuse;
 use crate::kernel::{Kernel, Kernels};
 use crate::layout::{Border, SLACK, View};
 use crate::plan::{Interval, place};
@@ -323,14 +324,15 @@ impl Lower<'_> {
     fn conv(&self, s: &ConvSpec<'_>) -> Result<Lowered, Reason> {
         let (input, output) = (self.views[s.input.0], self.views[s.output.0]);
         let channels = Channels::new(s, input.channels, output.channels)?;
-        let Folded { mut weights, bias, magnitudes } = channels.fold(s, input.zero_point)?;
-        let multipliers =
+        let Folded { mut weights, mut bias, magnitudes, ranges } = channels.fold(s, input.zero_point)?;
+        let mut multipliers =
             per_channel(&s.multipliers, output.channels).ok_or("a wrong number of multipliers")?;
         if multipliers.iter().any(|&multiplier| factor(multiplier).is_err()) {
             return Err("a scale that is not a positive number in range");
         }
         let saturates = saturates(&magnitudes, &multipliers);
         let requant = requant(s.zero_point, s.clamp)?;
+        let shifts = fuse(&mut bias, &mut multipliers, &ranges, s.zero_point);
         let residual = s.residual.as_ref().map(|r| self.residual(r, s.zero_point, &output)).transpose()?;
         let saturates = saturates || residual.as_ref().is_some_and(|r| r.sum.saturates());
         let zero_point = s.residual.as_ref().map_or(s.zero_point, |r| r.zero_point);
@@ -358,6 +360,7 @@ impl Lower<'_> {
                 weights,
                 bias,
                 multipliers,
+                shifts,
                 requant,
                 saturates,
                 residual,
@@ -386,6 +389,7 @@ impl Lower<'_> {
             weights,
             bias,
             multipliers,
+            shifts,
             requant,
             saturates,
             residual,
@@ -451,6 +455,7 @@ impl Channels {
             return Err("a wrong number of biases");
         }
         let mut magnitudes = Vec::with_capacity(self.outputs);
+        let mut ranges = Vec::with_capacity(self.outputs);
         let mut extremes = (0, 0);
         let rows = s.weights.chunks_exact(self.row());
         for (row, (bias, &zero)) in rows.zip(bias.iter_mut().zip(&zero_points)) {
@@ -461,10 +466,12 @@ impl Channels {
             }
             *bias = (i64::from(*bias) - i64::from(zero_point) * sum) as i32;
             magnitudes.push(i64::from(*bias).abs() + 255 * magnitude);
+            let (down, up) = (255 * (magnitude - sum) / 2, 255 * (magnitude + sum) / 2);
+            ranges.push((i64::from(*bias) - down, i64::from(*bias) + up));
         }
         let (taps, depth) = (self.taps, self.depth);
         let weights = Weights { values: &s.weights, zero_points, taps, depth, pixel: depth, extremes };
-        Ok(Folded { weights, bias, magnitudes })
+        Ok(Folded { weights, bias, magnitudes, ranges })
     }
 }
 
@@ -475,6 +482,8 @@ struct Folded<'w> {
     bias: Vec<i32>,
     /// What no sum exceeds, by output channel.
     magnitudes: Vec<i64>,
+    /// The least and the greatest sum, by output channel.
+    ranges: Vec<(i64, i64)>,
 }
 
 /// Whether a scaled sum may leave i32.

@@ -16,8 +16,19 @@ pub(crate) struct Block {
     pub(crate) quads: usize,
     /// First byte of the weights: `[tap][quad][vectors * lanes][4]`.
     pub(crate) weights: usize,
-    /// First entry of bias and multipliers.
+    /// First entry of multipliers and shifts.
     pub(crate) factors: usize,
+    /// First entry of bias.
+    pub(crate) bias: usize,
+    /// Fours of input channels whose products with one output channel are summed apart, side by side.
+    pub(crate) phases: usize,
+}
+
+impl Block {
+    /// Where a lane's sums of four `phase` of several lie.
+    fn apart(&self, shape: Shape, lane: usize, phase: usize) -> usize {
+        if self.phases == 1 { lane } else { (shape.apart)(self.vectors, lane, phase) }
+    }
 }
 
 /// How a tier's tiles are shaped.
@@ -31,6 +42,10 @@ pub(crate) struct Shape {
     pub(crate) wide: usize,
     /// Where channel `c` of a block of `vectors` goes among its `vectors * lanes` lanes.
     pub(crate) lane: fn(vectors: usize, c: usize) -> usize,
+    /// How many fours a block of these vectors multiplies at once, of the `fours` that go into each sum.
+    pub(crate) phases: fn(vectors: usize, fours: usize) -> usize,
+    /// Where the sums of a lane for four `phase` of those lie: to be added up.
+    pub(crate) apart: fn(vectors: usize, lane: usize, phase: usize) -> usize,
 }
 
 /// Packed weights and factors.
@@ -41,19 +56,23 @@ pub(crate) struct Packed {
     pub(crate) weights: Aligned,
     pub(crate) bias: Aligned<i32>,
     pub(crate) multipliers: Aligned<f32>,
+    /// 0 where requantisation is not fused.
+    pub(crate) shifts: Aligned<f32>,
 }
 
 impl Packed {
     pub(crate) fn new(conv: &Conv<Weights<'_>>, shape: Shape) -> Packed {
         let passes = passes_within(conv.weights.extremes);
         let (blocks, bytes) = blocks(conv, shape, passes);
-        let lanes: usize = blocks.iter().map(|block| block.vectors * shape.lanes).sum();
+        let lanes = blocks.iter().map(|block| block.vectors * shape.lanes).sum();
+        let sums = blocks.iter().map(|block| block.vectors * block.phases * shape.lanes).sum();
         let mut packed = Packed {
             blocks,
             taps: conv.taps.repeat(passes),
             weights: Aligned::zeroed(bytes),
-            bias: Aligned::zeroed(lanes),
+            bias: Aligned::zeroed(sums),
             multipliers: Aligned::zeroed(lanes),
+            shifts: Aligned::zeroed(lanes),
         };
         for index in 0..packed.blocks.len() {
             let block = packed.blocks[index];
@@ -71,47 +90,57 @@ impl Packed {
         let channels = width.min(conv.bias.len() - block.channel);
         let row = conv.taps.len() * conv.depth;
         let lanes: Vec<usize> = (0..channels).map(|c| (shape.lane)(block.vectors, c)).collect();
+        let apart = |phase| lanes.iter().map(move |&lane| block.apart(shape, lane, phase)).collect();
+        let phases: Vec<Vec<usize>> = (0..block.phases).map(apart).collect();
         let weights = &mut self.weights[block.weights..];
         let mut together = vec![0; TOGETHER.min(channels) * row];
         // A few rows at a time: they may be a multiple of the cache's sets apart.
-        for (at, lanes) in lanes.chunks(TOGETHER).enumerate() {
-            let rows = &mut together[..lanes.len() * row];
-            for (c, to) in (block.channel + at * TOGETHER..).zip(rows.chunks_exact_mut(row)) {
+        for start in (0..channels).step_by(TOGETHER) {
+            let end = channels.min(start + TOGETHER);
+            let rows = &mut together[..(end - start) * row];
+            for (c, to) in (block.channel + start..).zip(rows.chunks_exact_mut(row)) {
                 // They fit.
                 conv.weights.row(c, to, |w| w as u8);
             }
-            let mut quads = weights.chunks_exact_mut(width * 4);
+            let mut steps = weights.chunks_exact_mut(width * block.phases * 4);
             for tap in 0..conv.taps.len() {
-                for (k, to) in (0..conv.depth).step_by(4).zip(&mut quads) {
-                    let from = tap * conv.depth + k;
-                    let depth = (conv.depth - k).min(4);
-                    for (row, &lane) in rows.chunks_exact(row).zip(lanes) {
-                        let four = &mut to[lane * 4..lane * 4 + 4];
-                        match row[from..from + depth].first_chunk::<4>() {
-                            Some(bytes) => four.copy_from_slice(bytes),
-                            None => four[..depth].copy_from_slice(&row[from..from + depth]),
+                for (first, to) in (0..conv.depth).step_by(4 * block.phases).zip(&mut steps) {
+                    for (k, lanes) in (first..conv.depth).step_by(4).zip(&phases) {
+                        let from = tap * conv.depth + k;
+                        let depth = (conv.depth - k).min(4);
+                        for (row, &lane) in rows.chunks_exact(row).zip(&lanes[start..end]) {
+                            let four = &mut to[lane * 4..lane * 4 + 4];
+                            match row[from..from + depth].first_chunk::<4>() {
+                                Some(bytes) => four.copy_from_slice(bytes),
+                                None => four[..depth].copy_from_slice(&row[from..from + depth]),
+                            }
                         }
                     }
                 }
             }
         }
-        for (c, &lane) in lanes.iter().enumerate() {
-            self.bias[block.factors + lane] = conv.bias[block.channel + c];
-            self.multipliers[block.factors + lane] = conv.multipliers[block.channel + c];
+        for (c, (&lane, &sum)) in (block.channel..).zip(lanes.iter().zip(&phases[0])) {
+            self.bias[block.bias + sum] = conv.bias[c];
+            self.set_factors(conv, c, block.factors + lane);
         }
+    }
+
+    fn set_factors(&mut self, conv: &Conv<Weights<'_>>, channel: usize, lane: usize) {
+        self.multipliers[lane] = conv.multipliers[channel];
+        self.shifts[lane] = conv.shifts.get(channel).copied().unwrap_or_default();
     }
 
     fn fill(&mut self, conv: &Conv<Weights<'_>>, shape: Shape, block: Block, passes: usize) {
         let outputs = conv.bias.len();
         let (group, taps) = (outputs / conv.groups, conv.taps.len());
         let width = block.vectors * shape.lanes;
-        let weights = &mut self.weights[block.weights..];
         let mut row = vec![0; taps * conv.depth];
         for c in 0..width.min(outputs - block.channel) {
             let channel = block.channel + c;
             let lane = (shape.lane)(block.vectors, c);
-            self.bias[block.factors + lane] = conv.bias[channel];
-            self.multipliers[block.factors + lane] = conv.multipliers[channel];
+            self.bias[block.bias + lane] = conv.bias[channel];
+            self.set_factors(conv, channel, block.factors + lane);
+            let weights = &mut self.weights[block.weights..];
             // Input channels of this group, relative to the block's first.
             let depth = channel / group * conv.depth - block.depth;
             conv.weights.row(channel, &mut row, |w| w);
@@ -128,7 +157,7 @@ impl Packed {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.weights.len() + self.bias.len() * 8
+        self.weights.len() + self.bias.len() * 4 + self.multipliers.len() * 8
     }
 }
 
@@ -170,13 +199,17 @@ fn blocks<W>(conv: &Conv<W>, shape: Shape, passes: usize) -> (Vec<Block>, usize)
             2 => most - lend,
             _ => most,
         });
-        let (mut channel, mut weights, mut factors) = (0, 0, 0);
+        let (mut channel, mut weights, mut factors, mut bias) = (0, 0, 0, 0);
         let blocks = std::iter::repeat_n(shape.wide, wide).chain(even).map(|vectors| {
             let last = (channel + vectors * shape.lanes).min(outputs) - 1;
             let group = outputs / conv.groups;
             let depth = channel / group * conv.depth;
             let quads = ((last / group + 1) * conv.depth - depth).div_ceil(4);
-            let block = Block { channel, vectors, depth, quads, weights, factors };
+            let phases = (shape.phases)(vectors, conv.taps.len() * quads);
+            let phases =
+                if conv.groups == 1 && passes == 1 && quads.is_multiple_of(phases) { phases } else { 1 };
+            let block = Block { channel, vectors, depth, quads, weights, factors, bias, phases };
+            bias += vectors * phases * shape.lanes;
             channel += vectors * shape.lanes;
             factors += vectors * shape.lanes;
             weights += conv.taps.len() * passes * quads * vectors * shape.lanes * 4;

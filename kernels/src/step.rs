@@ -1,7 +1,7 @@
 //! Checked steps, before a tier packs them. Every view lies in the arena; every size agrees; every factor is finite.
 
 use crate::layout::View;
-use crate::{Clamp, Divisor, Layout, Window};
+use crate::{Clamp, Divisor, Layout, Window, fused};
 
 /// How sums become u8.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,6 +16,13 @@ impl Requant {
     #[inline(always)]
     pub(crate) fn apply(self, acc: i32, multiplier: f32) -> u8 {
         self.apply_f32(acc as f32 * multiplier)
+    }
+
+    /// As [`apply`](Self::apply), of a sum as the bits of an f32: see [`fused`].
+    #[inline(always)]
+    pub(crate) fn apply_fused(self, acc: i32, multiplier: f32, shift: f32) -> u8 {
+        let result = fused::apply(acc, multiplier, shift);
+        result.clamp(i32::from(self.clamp.low), i32::from(self.clamp.high)) as u8
     }
 
     #[inline(always)]
@@ -79,6 +86,8 @@ pub(crate) struct Conv<W = Vec<i16>> {
     pub(crate) bias: Vec<i32>,
     /// Per output channel.
     pub(crate) multipliers: Vec<f32>,
+    /// Per output channel, where requantisation is [`fused`]; empty where it is not.
+    pub(crate) shifts: Vec<f32>,
     pub(crate) requant: Requant,
     /// Whether some `acc * multiplier` or fused sum may leave the range of i32, so that the conversion itself must saturate.
     #[cfg_attr(
@@ -103,6 +112,7 @@ impl Conv<Weights<'_>> {
             groups: self.groups,
             bias: self.bias,
             multipliers: self.multipliers,
+            shifts: self.shifts,
             requant: self.requant,
             saturates: self.saturates,
             residual: self.residual,
@@ -175,6 +185,7 @@ pub(crate) struct Depthwise {
     pub(crate) weights: Vec<i16>,
     pub(crate) bias: Vec<i32>,
     pub(crate) multipliers: Vec<f32>,
+    pub(crate) shifts: Vec<f32>,
     pub(crate) requant: Requant,
     #[cfg_attr(
         not(target_arch = "x86_64"),

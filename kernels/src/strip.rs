@@ -9,7 +9,7 @@ use crate::step::Depthwise;
 pub(crate) const QUAD: usize = 4;
 /// Weights up to which repeating them for each way in which vectors meet channels beats leaving vectors half empty: a third
 /// of L1.
-const FLAT_WEIGHTS: usize = 16 << 10;
+pub(crate) const FLAT_WEIGHTS: usize = 16 << 10;
 
 /// How weights are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(crate) struct Strips {
     /// `[phase][channel]`, in the order of the interleaving.
     pub(crate) bias: Aligned<i32>,
     pub(crate) multipliers: Aligned<f32>,
+    /// 0 where requantisation is not fused.
+    pub(crate) shifts: Aligned<f32>,
     pub(crate) phases: Vec<Phase>,
     /// Bytes between positions, read and written.
     pub(crate) advance: [usize; 2],
@@ -51,7 +53,13 @@ pub(crate) struct Phase {
 
 impl Strips {
     /// For vectors of `vector` bytes, of which up to `parts` positions may share one where pixels do not fill it.
-    pub(crate) fn new(step: &Depthwise, vector: usize, parts: usize, kept: Kept) -> Strips {
+    pub(crate) fn new(
+        step: &Depthwise,
+        vector: usize,
+        parts: usize,
+        kept: Kept,
+        flat_weights: usize,
+    ) -> Strips {
         let pixel = step.output.pixel;
         let rows = rows(step);
         let passes = if kept == Kept::Bytes { passes(&step.weights) } else { 1 };
@@ -60,7 +68,7 @@ impl Strips {
         let per_phase = columns.len() * rows * per_vector;
         // At stride 1 a row is one run of bytes, whatever the channels; the pattern of channels repeats after `period`.
         let period = pixel * vector / gcd(pixel, vector);
-        let flat = step.step[1] == pixel && (period == pixel || period / vector * per_phase <= FLAT_WEIGHTS);
+        let flat = step.step[1] == pixel && (period == pixel || period / vector * per_phase <= flat_weights);
         let period = if flat { period } else { pixel.next_multiple_of(vector) };
         let run = if flat { step.output.width * pixel } else { pixel };
         let phases = (0..period.min(run.next_multiple_of(vector))).step_by(vector).map(|start| {
@@ -77,6 +85,7 @@ impl Strips {
             weights: Aligned::zeroed(phases.len() * per_phase),
             bias: Aligned::zeroed(phases.len() * vector),
             multipliers: Aligned::zeroed(phases.len() * vector),
+            shifts: Aligned::zeroed(phases.len() * vector),
             columns: columns.iter().map(|column| column.offsets).collect(),
             phases,
             advance: if flat { [period; 2] } else { [step.step[1], pixel] },
@@ -100,6 +109,9 @@ impl Strips {
                 let (q, lane) = (c % 16 / 4, c / 16 * 4 + c % 4);
                 self.bias[index * vector + q * lanes + lane] = step.bias[channel];
                 self.multipliers[index * vector + q * lanes + lane] = step.multipliers[channel];
+                if let Some(&shift) = step.shifts.get(channel) {
+                    self.shifts[index * vector + q * lanes + lane] = shift;
+                }
                 for (at, column) in columns.iter().enumerate() {
                     for row in 0..rows {
                         let to = &mut weights[((index * columns.len() + at) * rows + row) * per_vector..];
@@ -141,7 +153,7 @@ impl Strips {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.weights.len() + self.bias.len() * 8
+        self.weights.len() + self.bias.len() * 4 + self.multipliers.len() * 8
     }
 }
 

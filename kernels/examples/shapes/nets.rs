@@ -103,6 +103,9 @@ impl Net {
         let depth = c / groups * kernel[0] * kernel[1];
         let table = (act == Act::Swish).then(|| Box::new(std::array::from_fn(|i| i as u8)));
         let weights = self.weights(c_out * depth);
+        // By channel, as calibration leaves them: round numbers are requantised in another way.
+        let multiplier =
+            |c: usize| (0.01 / (depth as f64).sqrt() * (1.0 + (c as f64 * 0.618_034).fract())) as f32;
         self.spec.steps.push(StepSpec::Conv(ConvSpec {
             input: self.at,
             output,
@@ -111,7 +114,7 @@ impl Net {
             weights: weights.into(),
             weight_zero_points: vec![],
             bias: vec![100; c_out],
-            multipliers: vec![0.01 / (depth as f32).sqrt(); c_out],
+            multipliers: (0..c_out).map(multiplier).collect(),
             zero_point,
             clamp: Clamp::default(),
             residual: None,

@@ -52,6 +52,9 @@ struct Packed<T> {
     weights: Aligned,
     bias: Vec<i32>,
     multipliers: Vec<f32>,
+    /// 0 where requantisation is not fused.
+    shifts: Vec<f32>,
+    fused: bool,
     base: usize,
     step: [usize; 2],
     requant: Requant,
@@ -78,6 +81,8 @@ pub(super) fn pack<T: Tiles>(conv: Conv) -> Kernel {
         weights: Aligned::zeroed(0),
         bias: biases::<T>(&conv),
         multipliers: conv.multipliers.clone(),
+        shifts: conv.shifts.clone(),
+        fused: !conv.shifts.is_empty(),
         base: conv.base,
         step: conv.step,
         requant: conv.requant,
@@ -88,6 +93,7 @@ pub(super) fn pack<T: Tiles>(conv: Conv) -> Kernel {
     };
     packed.bias.resize(outputs.next_multiple_of(CHANNELS), 0);
     packed.multipliers.resize(outputs.next_multiple_of(CHANNELS), 0.0);
+    packed.shifts.resize(outputs.next_multiple_of(CHANNELS), 0.0);
     let mut bytes = vec![];
     for channel in (0..outputs).step_by(CHANNELS) {
         packed.block(&conv, channel, &mut bytes);
@@ -183,6 +189,8 @@ impl<T: Tiles> Packed<T> {
                 weights: self.weights[block.weights..].as_ptr().cast(),
                 bias: self.bias[block.channel..].as_ptr(),
                 multipliers: self.multipliers[block.channel..].as_ptr(),
+                shifts: self.shifts[block.channel..].as_ptr(),
+                fused: self.fused,
                 requant: &self.requant,
                 stored: (self.output.pixel - block.channel).min(CHANNELS),
                 width,
@@ -229,7 +237,7 @@ impl<T: Tiles> Run for Packed<T> {
     }
 
     fn bytes(&self) -> usize {
-        self.weights.len() + self.offsets.len() * 4 + self.bias.len() * 8
+        self.weights.len() + self.offsets.len() * 4 + self.bias.len() * 12
     }
 }
 
@@ -242,6 +250,8 @@ pub(super) struct Tile<'a> {
     pub(super) weights: *const i8,
     pub(super) bias: *const i32,
     pub(super) multipliers: *const f32,
+    pub(super) shifts: *const f32,
+    pub(super) fused: bool,
     pub(super) requant: &'a Requant,
     /// Bytes written per pixel.
     pub(super) stored: usize,

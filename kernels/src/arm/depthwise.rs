@@ -21,6 +21,9 @@ struct Packed {
     weights: Aligned,
     bias: Vec<i32>,
     multipliers: Vec<f32>,
+    /// 0 where requantisation is not fused.
+    shifts: Vec<f32>,
+    fused: bool,
     base: usize,
     step: [usize; 2],
     requant: Requant,
@@ -46,6 +49,8 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
         weights: Aligned::zeroed(padded * taps.len()),
         bias: biases(&step),
         multipliers: step.multipliers,
+        fused: !step.shifts.is_empty(),
+        shifts: step.shifts,
         base: step.base,
         step: step.step,
         requant: step.requant,
@@ -55,6 +60,7 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
     };
     packed.bias.resize(padded, 0);
     packed.multipliers.resize(padded, 0.0);
+    packed.shifts.resize(padded, 0.0);
     let blocks = packed.weights.chunks_exact_mut(CHANNELS * taps.len());
     for (block, to) in blocks.enumerate() {
         for (to, (_, from)) in to.chunks_exact_mut(CHANNELS).zip(&taps) {
@@ -106,7 +112,7 @@ impl Run for Packed {
     }
 
     fn bytes(&self) -> usize {
-        self.weights.len() + self.pairs.len() * 16 + self.bias.len() * 8
+        self.weights.len() + self.pairs.len() * 16 + self.bias.len() * 12
     }
 }
 
@@ -119,6 +125,8 @@ impl Packed {
                 weights: self.weights[channel * 2 * self.pairs.len()..].as_ptr().cast(),
                 bias: self.bias[channel..].as_ptr(),
                 multipliers: self.multipliers[channel..].as_ptr(),
+                shifts: self.shifts[channel..].as_ptr(),
+                fused: self.fused,
                 requant: &self.requant,
                 step: [self.step[1], self.output.pixel],
             };
@@ -149,6 +157,8 @@ pub(super) struct Block<'a> {
     pub(super) weights: *const i8,
     pub(super) bias: *const i32,
     pub(super) multipliers: *const f32,
+    pub(super) shifts: *const f32,
+    pub(super) fused: bool,
     pub(super) requant: &'a Requant,
     /// Bytes to the next pixel, read and written.
     pub(super) step: [usize; 2],

@@ -26,7 +26,12 @@ impl Portable for Conv {
                         let bytes = &memory.arena[base + tap + group * self.depth..][..self.depth];
                         acc = acc.wrapping_add(dot(bytes, weights));
                     }
-                    finish.store(memory.arena, y, x, channel, acc, self.multipliers[channel]);
+                    finish.store(
+                        memory.arena,
+                        [y, x, channel],
+                        acc,
+                        (self.multipliers[channel], self.shifts.get(channel)),
+                    );
                 }
             }
         }
@@ -64,7 +69,12 @@ impl Portable for Depthwise {
                         }
                     }
                     for (channel, &acc) in (first..).zip(&sums[..count]) {
-                        finish.store(memory.arena, y, x, channel, acc, self.multipliers[channel]);
+                        finish.store(
+                            memory.arena,
+                            [y, x, channel],
+                            acc,
+                            (self.multipliers[channel], self.shifts.get(channel)),
+                        );
                     }
                 }
             }
@@ -94,8 +104,11 @@ impl<'a> Finish<'a> {
         Finish { requant, residual, table, output }
     }
 
-    fn store(&self, arena: &mut [u8], y: usize, x: usize, channel: usize, acc: i32, multiplier: f32) {
-        let mut q = self.requant.apply(acc, multiplier);
+    fn store(&self, arena: &mut [u8], [y, x, channel]: [usize; 3], acc: i32, factors: (f32, Option<&f32>)) {
+        let mut q = match factors {
+            (multiplier, None) => self.requant.apply(acc, multiplier),
+            (multiplier, Some(&shift)) => self.requant.apply_fused(acc, multiplier, shift),
+        };
         if let Some(Residual { view, sum }) = self.residual {
             q = sum.apply(q, arena[view.offset(y, x) + channel]);
         }

@@ -1,15 +1,17 @@
 //! 256-bit vectors: AVX2, where products of neighbouring bytes saturate and so are used only where they cannot, and the VEX form
-//! of VNNI, which has no such limit.
+//! of VNNI, which has no such limit. Both with FMA, which all of these processors have.
 
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 
-use super::narrow::{Bounds, Vector};
+use super::narrow::{Bounds, Factors, Vector};
+use crate::fused::ORIGIN_BITS;
 
 /// Methods that do not depend on how four bytes are multiplied.
 macro_rules! shared {
     () => {
         const LANES: usize = 8;
+        const EXACTLY: bool = false;
 
         #[inline(always)]
         unsafe fn load(from: *const u8) -> Self {
@@ -52,6 +54,17 @@ macro_rules! shared {
             unsafe {
                 let product = _mm256_mul_ps(_mm256_cvtepi32_ps(self.0), _mm256_loadu_ps(multipliers));
                 Self(_mm256_cvtps_epi32(product))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn fused(self, factors: Factors) -> Self {
+            // SAFETY: the trait's contract.
+            unsafe {
+                let multipliers = _mm256_loadu_ps(factors.multipliers);
+                let shifts = _mm256_loadu_ps(factors.shifts);
+                let result = _mm256_fmadd_ps(_mm256_castsi256_ps(self.0), multipliers, shifts);
+                Self(_mm256_sub_epi32(_mm256_castps_si256(result), _mm256_set1_epi32(ORIGIN_BITS)))
             }
         }
 
@@ -151,10 +164,10 @@ pub(super) mod plain {
         }
     }
 
-    crate::x86::narrow::tier!(Avx2, "avx2", [1 2 3 4]);
+    crate::x86::narrow::tier!(Avx2, "avx2,fma", [1 2 3 4]);
 
     pub(in crate::x86) fn is_available() -> bool {
-        is_x86_feature_detected!("avx2")
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
     }
 }
 
@@ -177,9 +190,9 @@ pub(super) mod vnni {
         }
     }
 
-    crate::x86::narrow::tier!(AvxVnni, "avx2,avxvnni", [1 2 3 4 5 6]);
+    crate::x86::narrow::tier!(AvxVnni, "avx2,fma,avxvnni", [1 2 3 4 5 6]);
 
     pub(in crate::x86) fn is_available() -> bool {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni")
+        super::plain::is_available() && is_x86_feature_detected!("avxvnni")
     }
 }

@@ -3,13 +3,15 @@
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
 
-use super::narrow::{Bounds, Vector};
+use super::narrow::{Bounds, Factors, Vector};
+use crate::fused::BITS;
 
 #[derive(Clone, Copy)]
 pub(super) struct Sse41(__m128i);
 
 impl Vector for Sse41 {
     const LANES: usize = 4;
+    const EXACTLY: bool = true;
     const PIXELS: usize = 2;
     const EXACT: bool = false;
 
@@ -56,6 +58,25 @@ impl Vector for Sse41 {
     unsafe fn rounded(self, multipliers: *const f32) -> Self {
         // SAFETY: the trait's contract.
         unsafe { Self(_mm_cvtps_epi32(_mm_mul_ps(_mm_cvtepi32_ps(self.0), _mm_loadu_ps(multipliers)))) }
+    }
+
+    /// Without a fused operation: in f64, where products are exact, and their sums have the results in their low bits.
+    #[inline(always)]
+    unsafe fn fused(self, factors: Factors) -> Self {
+        // SAFETY: the trait's contract.
+        unsafe {
+            // The bits of a whole number below those of 2^52 are an f64 that is so much greater.
+            let above = _mm_set1_epi32(0x4330_0000);
+            let below = _mm_set1_pd((1u64 << 52) as f64 + f64::from(BITS));
+            let low = _mm_sub_pd(_mm_castsi128_pd(_mm_unpacklo_epi32(self.0, above)), below);
+            let high = _mm_sub_pd(_mm_castsi128_pd(_mm_unpackhi_epi32(self.0, above)), below);
+            let low = _mm_mul_pd(low, _mm_loadu_pd(factors.exact));
+            let high = _mm_mul_pd(high, _mm_loadu_pd(factors.exact.add(2)));
+            let low = _mm_add_pd(low, _mm_loadu_pd(factors.exact.add(4)));
+            let high = _mm_add_pd(high, _mm_loadu_pd(factors.exact.add(6)));
+            let (low, high) = (_mm_castpd_ps(low), _mm_castpd_ps(high));
+            Self(_mm_castps_si128(_mm_shuffle_ps::<0x88>(low, high)))
+        }
     }
 
     #[inline(always)]

@@ -163,11 +163,15 @@ impl Builder<'_> {
             _ => vec![],
         };
         let spread = (depth as f32).sqrt() * 74.0 * 120.0;
-        let bias = match self.rng.chance(80) {
+        let mut bias: Vec<i32> = match self.rng.chance(80) {
             true => (0..c_out).map(|_| ((self.rng.unit() - 0.5) * spread * 2.0) as i32).collect(),
             false => vec![],
         };
         let multiplier = 60.0 / spread;
+        // One channel whose results are far out keeps a layer from being requantised in one operation.
+        if let Some(bias) = bias.first_mut().filter(|_| self.rng.chance(40)) {
+            *bias = (50_000.0 / multiplier) as i32;
+        }
         let multipliers = match self.rng.chance(70) {
             true => (0..c_out).map(|_| multiplier * (0.2 + self.rng.unit())).collect(),
             false => vec![multiplier],

@@ -19,7 +19,8 @@ impl Tensor {
     }
 }
 
-pub(crate) fn run(case: &Case) -> Vec<Vec<u8>> {
+/// Sums of convolutions are off by `nudge` of their step before they are rounded.
+pub(crate) fn run(case: &Case, nudge: f64) -> Vec<Vec<u8>> {
     let spec = &case.spec;
     let mut tensors: Vec<Tensor> = spec
         .buffers
@@ -65,7 +66,7 @@ pub(crate) fn run(case: &Case) -> Vec<Vec<u8>> {
                 outputs[s.output] = data;
             }
             StepSpec::Conv(s) => {
-                let data = conv(s, &tensors[s.input.0], tensors[s.output.0].shape);
+                let data = conv(s, &tensors[s.input.0], tensors[s.output.0].shape, nudge);
                 let data = match &s.residual {
                     None => data,
                     Some(r) => {
@@ -144,7 +145,7 @@ pub(crate) fn run(case: &Case) -> Vec<Vec<u8>> {
     outputs
 }
 
-fn conv(s: &ConvSpec<'_>, input: &Tensor, shape: [usize; 3]) -> Vec<u8> {
+fn conv(s: &ConvSpec<'_>, input: &Tensor, shape: [usize; 3], nudge: f64) -> Vec<u8> {
     let [oh, ow, oc] = shape;
     let depth = input.shape[2] / s.groups;
     let [kh, kw] = s.window.kernel;
@@ -168,13 +169,21 @@ fn conv(s: &ConvSpec<'_>, input: &Tensor, shape: [usize; 3]) -> Vec<u8> {
             }
         }
         let multiplier = if s.multipliers.len() == 1 { s.multipliers[0] } else { s.multipliers[c] };
-        data.push(requantize(acc, multiplier, s.zero_point, s.clamp));
+        data.push(match nudge {
+            0.0 => requantize(acc, multiplier, s.zero_point, s.clamp),
+            _ => requantize_nudged(acc as f64 + nudge, multiplier, s.zero_point, s.clamp),
+        });
     }
     data
 }
 
 fn requantize(acc: i64, multiplier: f32, zero_point: u8, clamp: Clamp) -> u8 {
     let rounded = f64::from((acc as f32) * multiplier).round_ties_even() + f64::from(zero_point);
+    rounded.clamp(f64::from(clamp.low), f64::from(clamp.high)) as u8
+}
+
+fn requantize_nudged(acc: f64, multiplier: f32, zero_point: u8, clamp: Clamp) -> u8 {
+    let rounded = (acc * f64::from(multiplier)).round_ties_even() + f64::from(zero_point);
     rounded.clamp(f64::from(clamp.low), f64::from(clamp.high)) as u8
 }
 

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Bounds, Sums, load_factors, load_sums, store_16};
+use super::{Bounds, Factors, Sums, load_sums, store_16};
 use crate::arm::CHANNELS;
 use crate::arm::depthwise::Block;
 
@@ -37,10 +37,9 @@ impl Block<'_> {
                 }
             }
             let bounds = Bounds::new(self.requant);
-            let multipliers = load_factors(self.multipliers);
+            let factors = Factors::new(self.multipliers, self.shifts, self.fused);
             for m in 0..M {
-                let bytes = bounds.requantize(sums[m], multipliers);
-                store_16(write.add(m * self.step[1]), CHANNELS, bytes);
+                store_16(write.add(m * self.step[1]), CHANNELS, factors.results(sums[m], &bounds));
             }
         }
     }

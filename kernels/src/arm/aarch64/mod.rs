@@ -87,6 +87,24 @@ impl Bounds {
         self.round(scaled)
     }
 
+    /// As [`crate::fused`] does. Narrowing saturates, and results fit what it narrows.
+    #[inline(always)]
+    fn requantize_fused(&self, sums: Sums, factors: &Factors) -> uint8x16_t {
+        // SAFETY: NEON is there.
+        unsafe {
+            let mut words = [vdupq_n_s16(0); 4];
+            for n in 0..4 {
+                let sums = vreinterpretq_f32_s32(sums[n]);
+                let result = vfmaq_f32(factors.shifts[n], sums, factors.multipliers[n]);
+                words[n] = vreinterpretq_s16_f32(result);
+            }
+            // The low halves.
+            let (low, high) = (vuzp1q_s16(words[0], words[1]), vuzp1q_s16(words[2], words[3]));
+            let bytes = vqmovun_high_s16(vqmovun_s16(low), high);
+            vmaxq_u8(vminq_u8(bytes, self.high), self.low)
+        }
+    }
+
     /// As [`requantize`](Self::requantize), with `shift` added before rounding. Two operations: not contracted.
     #[inline(always)]
     fn requantize_shifted(&self, sums: Sums, multiplier: f32, shift: f32) -> uint8x16_t {
@@ -111,12 +129,37 @@ impl Bounds {
     }
 }
 
-/// # Safety
-/// Sixteen factors are readable.
-#[inline(always)]
-unsafe fn load_factors(from: *const f32) -> [float32x4_t; 4] {
-    // SAFETY: the caller's contract.
-    unsafe { [vld1q_f32(from), vld1q_f32(from.add(4)), vld1q_f32(from.add(8)), vld1q_f32(from.add(12))] }
+/// Those of [`CHANNELS`] channels.
+#[derive(Clone, Copy)]
+struct Factors {
+    multipliers: [float32x4_t; 4],
+    /// Used where requantisation is fused.
+    shifts: [float32x4_t; 4],
+    fused: bool,
+}
+
+impl Factors {
+    /// # Safety
+    /// Sixteen multipliers and shifts are readable.
+    #[inline(always)]
+    unsafe fn new(multipliers: *const f32, shifts: *const f32, fused: bool) -> Factors {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let load = |from: *const f32| {
+                [vld1q_f32(from), vld1q_f32(from.add(4)), vld1q_f32(from.add(8)), vld1q_f32(from.add(12))]
+            };
+            Factors { multipliers: load(multipliers), shifts: load(shifts), fused }
+        }
+    }
+
+    /// The results of sums.
+    #[inline(always)]
+    fn results(&self, sums: Sums, bounds: &Bounds) -> uint8x16_t {
+        match self.fused {
+            true => bounds.requantize_fused(sums, self),
+            false => bounds.requantize(sums, self.multipliers),
+        }
+    }
 }
 
 /// # Safety

@@ -4,13 +4,13 @@ use std::arch::aarch64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{Bounds, Sums, load_factors, load_sums, store_16};
+use super::{Bounds, Factors, Sums, load_sums, store_16};
 use crate::arm::conv::Tiles;
 use crate::arm::{CHANNELS, depthwise, rows};
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::step::{Depthwise, Requant, Residual};
-use crate::strip::{Kept, Strips};
+use crate::strip::{FLAT_WEIGHTS, Kept, Strips};
 
 /// How a tier multiplies four bytes of each channel.
 pub(super) trait Four: Tiles {
@@ -26,6 +26,7 @@ struct Packed<T> {
     base: usize,
     step_y: usize,
     requant: Requant,
+    fused: bool,
     residual: Option<Residual>,
     table: Option<Box<[u8; 256]>>,
     output: View,
@@ -37,7 +38,7 @@ pub(super) fn pack<T: Four>(step: Depthwise) -> Kernel {
         return depthwise::pack(step);
     }
     let bias = if T::SIGNED { depthwise::biases(&step) } else { step.bias.clone() };
-    let strips = Strips::new(&Depthwise { bias, ..step.clone() }, CHANNELS, 1, Kept::Bytes);
+    let strips = Strips::new(&Depthwise { bias, ..step.clone() }, CHANNELS, 1, Kept::Bytes, FLAT_WEIGHTS);
     // A single row uses too little of what it interleaves.
     if strips.rows != 2 {
         return depthwise::pack(step);
@@ -47,6 +48,7 @@ pub(super) fn pack<T: Four>(step: Depthwise) -> Kernel {
         base: step.base,
         step_y: step.step[0],
         requant: step.requant,
+        fused: !step.shifts.is_empty(),
         residual: step.residual,
         table: step.table,
         output: step.output,
@@ -83,12 +85,13 @@ impl<T: Four> Packed<T> {
         let bounds = Bounds::new(&self.requant);
         for (index, phase) in self.strips.phases.iter().enumerate() {
             let weights: *const i8 = self.strips.weights_of(index).as_ptr().cast();
-            let factors = index * CHANNELS;
+            let first = index * CHANNELS;
             // SAFETY: positions of the row: a vector's rest lies in the arena's slack; stores keep to the row. Weights, bias
             // and multipliers cover the phase.
             unsafe {
-                let bias = load_sums(self.strips.bias[factors..].as_ptr());
-                let multipliers = load_factors(self.strips.multipliers[factors..].as_ptr());
+                let bias = load_sums(self.strips.bias[first..].as_ptr());
+                let multipliers = self.strips.multipliers[first..].as_ptr();
+                let factors = Factors::new(multipliers, self.strips.shifts[first..].as_ptr(), self.fused);
                 let mut read = arena.add(self.base + y * self.step_y + phase.start).cast_const();
                 let mut write = arena.add(self.output.offset(y, 0) + phase.start);
                 for position in 0..phase.positions {
@@ -97,7 +100,7 @@ impl<T: Four> Packed<T> {
                     for r in 0..2 {
                         if keep[r] {
                             let to = write.add(r * self.output.row);
-                            store_16(to, bytes, bounds.requantize(sums[r], multipliers));
+                            store_16(to, bytes, factors.results(sums[r], &bounds));
                         }
                     }
                     read = read.wrapping_add(self.strips.advance[0]);

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Bounds, Sums, load_factors, load_sums, store_16};
+use super::{Bounds, Factors, Sums, load_sums, store_16};
 use crate::arm::CHANNELS;
 use crate::arm::conv::{Tile, Tiles};
 
@@ -66,9 +66,9 @@ pub(super) unsafe fn pixels<P: Product, const M: usize>(
         }
         let sums = P::finish(sums);
         let bounds = Bounds::new(tile.requant);
-        let multipliers = load_factors(tile.multipliers);
+        let factors = Factors::new(tile.multipliers, tile.shifts, tile.fused);
         for m in 0..M {
-            store_16(writes[m], tile.stored, bounds.requantize(sums[m], multipliers));
+            store_16(writes[m], tile.stored, factors.results(sums[m], &bounds));
         }
     }
 }

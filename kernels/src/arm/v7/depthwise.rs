@@ -24,6 +24,8 @@ impl Block<'_> {
             bias: self.bias,
             multipliers: self.multipliers,
             rounding: Rounding::new(self.requant),
+            shifts: if self.fused { self.shifts } else { std::ptr::null() },
+            bounds: [self.requant.clamp.low, self.requant.clamp.high],
         };
         // SAFETY: the caller's contract; the tier was detected.
         unsafe { tractd_v7_depthwise(&work) };

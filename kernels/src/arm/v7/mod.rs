@@ -63,6 +63,10 @@ struct Work {
     bias: *const i32,
     multipliers: *const f32,
     rounding: Rounding,
+    /// Null where requantisation is not fused.
+    shifts: *const f32,
+    /// Of fused results.
+    bounds: [u8; 2],
 }
 
 /// Bounds less the zero point, and what to take from the bits of a rounded sum. The assembly knows the order of the fields.

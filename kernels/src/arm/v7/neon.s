@@ -15,6 +15,8 @@
 .equ WORK_BIAS, 32
 .equ WORK_MULTIPLIERS, 36
 .equ WORK_ROUNDING, 40
+.equ WORK_SHIFTS, 52
+.equ WORK_BOUNDS, 56
 
 @ Saves the caller's registers, loads the fields of Work and starts the sums of both pixels, q8-q11 and q12-q15.
 @ r1, r2: reads; r5: offsets; r6: long; r7: short; r8: weights.
@@ -50,8 +52,84 @@
     vorr.i32 \to, #0x00400000
 .endm
 
+@ Vectors of sums of both pixels, as fused.rs says; there are no fused operations here, so the products are whole numbers.
+@ r9: multipliers, r10: shifts; q5: the bits of 1.5 * 2^23, q6: 150, q7: the bits of a sum less its value.
+.macro v7_fused a, a_low, a_high, b, b_low, b_high
+    vld1.32 {d0, d1}, [r9]!
+    vld1.32 {d2, d3}, [r10]!
+    @ Exponents, as shifts to the right of 64 bits; mantissas; what is added to products.
+    vshr.u32 q2, q0, #23
+    vsub.i32 q2, q2, q6
+    vmovl.s32 q3, d4
+    vmovl.s32 q2, d5
+    vbic.i32 q0, #0xff000000
+    vorr.i32 q0, #0x00800000
+    vsub.i32 q1, q1, q5
+    vsub.i32 \a, \a, q7
+    vmull.s32 q4, \a_low, d0
+    vrshl.s64 q4, q4, q3
+    vmovn.i64 \a_low, q4
+    vmull.s32 q4, \a_high, d1
+    vrshl.s64 q4, q4, q2
+    vmovn.i64 \a_high, q4
+    vadd.i32 \a, \a, q1
+    vsub.i32 \b, \b, q7
+    vmull.s32 q4, \b_low, d0
+    vrshl.s64 q4, q4, q3
+    vmovn.i64 \b_low, q4
+    vmull.s32 q4, \b_high, d1
+    vrshl.s64 q4, q4, q2
+    vmovn.i64 \b_high, q4
+    vadd.i32 \b, \b, q1
+.endm
+
+@ Stores q8 and q12 and returns.
+.macro v7_return
+    ldr r9, [r0, #WORK_WRITE_0]
+    ldr r10, [r0, #WORK_WRITE_1]
+    vst1.8 {d16, d17}, [r9]
+    vst1.8 {d24, d25}, [r10]
+    vpop {d8-d15}
+    pop {r3-r11, pc}
+.endm
+
+.p2align 4
+v7_finish_fused:
+    ldr r9, [r0, #WORK_MULTIPLIERS]
+    v7_whole q5
+    vmov.i32 q6, #150
+    vmov.i32 q7, #0x4a000000
+    vorr.i32 q7, #0x00800000
+    v7_fused q8, d16, d17, q12, d24, d25
+    v7_fused q9, d18, d19, q13, d26, d27
+    v7_fused q10, d20, d21, q14, d28, d29
+    v7_fused q11, d22, d23, q15, d30, d31
+    vmovn.i32 d16, q8
+    vmovn.i32 d17, q9
+    vmovn.i32 d18, q10
+    vmovn.i32 d19, q11
+    vmovn.i32 d24, q12
+    vmovn.i32 d25, q13
+    vmovn.i32 d26, q14
+    vmovn.i32 d27, q15
+    add r9, r0, #WORK_BOUNDS
+    vld1.8 {d0[], d1[]}, [r9]!
+    vld1.8 {d2[], d3[]}, [r9]
+    vqmovun.s16 d16, q8
+    vqmovun.s16 d17, q9
+    vqmovun.s16 d24, q12
+    vqmovun.s16 d25, q13
+    vmax.u8 q8, q8, q0
+    vmax.u8 q12, q12, q0
+    vmin.u8 q8, q8, q1
+    vmin.u8 q12, q12, q1
+    v7_return
+
 @ Requantises the sums of both pixels, stores them and returns.
 .macro v7_finish
+    ldr r10, [r0, #WORK_SHIFTS]
+    cmp r10, #0
+    bne v7_finish_fused
     ldr r9, [r0, #WORK_MULTIPLIERS]
     vld1.32 {d0-d3}, [r9]!
     vld1.32 {d4-d7}, [r9]
@@ -80,12 +158,7 @@
     vmovn.i16 d17, q9
     vmovn.i16 d24, q12
     vmovn.i16 d25, q13
-    ldr r9, [r0, #WORK_WRITE_0]
-    ldr r10, [r0, #WORK_WRITE_1]
-    vst1.8 {d16, d17}, [r9]
-    vst1.8 {d24, d25}, [r10]
-    vpop {d8-d15}
-    pop {r3-r11, pc}
+    v7_return
 .endm
 
 @ Bytes of both pixels at the next offset's addresses r10 and r11.

@@ -35,6 +35,8 @@ impl Tiles for ArmV7 {
             bias: tile.bias,
             multipliers: tile.multipliers,
             rounding: Rounding::new(tile.requant),
+            shifts: if tile.fused { tile.shifts } else { std::ptr::null() },
+            bounds: [tile.requant.clamp.low, tile.requant.clamp.high],
         };
         // SAFETY: the trait's contract; the tier was detected.
         unsafe {

@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Bounds, elementwise, mask, rounded, store};
+use super::{BOUNDED, FUSED, Finish, How, PLAIN, elementwise, held, mask, natural, odd_bytes, store};
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::pack::{Block, Packed, Shape, tiles};
@@ -12,7 +12,7 @@ use crate::portable;
 use crate::step::{Conv, Requant, Residual, Weights};
 
 /// Most pixels of a tile by its vectors: with the weights and one activation they fill the 32 registers.
-const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 0, 0, 0, 1];
+const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 4, 6, 0, 1];
 /// Weights that stay in L1 while all of a band's pixels pass.
 const L1_WEIGHTS: usize = 32 << 10;
 /// Weights of a layer that stay in L2 from one run to the next, or else come fast enough by themselves.
@@ -30,6 +30,7 @@ struct Packed512 {
     base: usize,
     step: [usize; 2],
     requant: Requant,
+    fused: bool,
     residual: Option<Residual>,
     table: Option<Box<[u8; 256]>>,
     output: View,
@@ -44,7 +45,7 @@ pub(super) fn pack(conv: Conv<Weights<'_>>) -> Kernel {
     let pixels = conv.output.height * conv.output.width;
     // One pixel alone reads each weight once: eight independent sums hide the latency.
     let wide = if pixels == 1 && conv.groups == 1 { 8 } else { 0 };
-    let packed = Packed::new(&conv, Shape { lanes: 16, vectors: 4, wide, lane });
+    let packed = Packed::new(&conv, Shape { lanes: 16, vectors: 4, wide, lane, phases, apart });
     let near = packed.weights.len() <= L1_WEIGHTS || packed.blocks.len() == 1;
     Box::new(Packed512 {
         band: if near { BAND.div_ceil(conv.output.width) } else { conv.output.height },
@@ -52,16 +53,43 @@ pub(super) fn pack(conv: Conv<Weights<'_>>) -> Kernel {
         base: conv.base,
         step: conv.step,
         requant: conv.requant,
+        fused: !conv.shifts.is_empty(),
         residual: conv.residual,
         table: conv.table,
         output: conv.output,
     })
 }
 
-/// The order in which [`Bounds::pack`] puts bytes back into the channels' own.
+/// Of one or two vectors, several fours at once: fewer loads, of which there is one a cycle.
+fn phases(vectors: usize, fours: usize) -> usize {
+    match vectors {
+        1 if fours >= 12 => 4,
+        2 if fours >= 40 => 2,
+        _ => 1,
+    }
+}
+
+/// As [`joined`] adds them up.
+fn apart(vectors: usize, lane: usize, phase: usize) -> usize {
+    let (q, l, j) = (lane / 16, lane % 16 / 4, lane % 4);
+    match vectors {
+        1 => j * 16 + l * 4 + phase,
+        _ => (2 * q + j / 2) * 16 + l * 4 + j % 2 * 2 + phase,
+    }
+}
+
+/// Where channel `c` goes among the lanes of a block, so that [`finish_as`] stores them in order.
 fn lane(vectors: usize, c: usize) -> usize {
     let (block, c, vectors) = if vectors > 4 { (c / 64 * 64, c % 64, 4) } else { (0, c, vectors) };
-    let (l, q, j) = (c / (4 * vectors), c % (4 * vectors) / 4, c % 4);
+    // The byte within a 128-bit lane.
+    let (l, p) = (c / (4 * vectors), c % (4 * vectors));
+    let (q, j) = match vectors {
+        1 => (0, p),
+        2 => (p % 2, p / 2),
+        3 if p >= 8 => (1, p - 8),
+        3 => (p % 2 * 2, p / 2),
+        _ => (p % 2 * 2 + p / 8, p % 8 / 2),
+    };
     block + q * 16 + l * 4 + j
 }
 
@@ -107,13 +135,13 @@ impl Run for Packed512 {
 
 impl Packed512 {
     fn weights_of(&self, block: &Block) -> &[u8] {
-        let bytes = self.steps(block) * block.vectors * 64;
+        let bytes = self.packed.taps.len() * block.quads * block.vectors * 64;
         &self.packed.weights[block.weights..][..bytes]
     }
 
     /// Fours of input values that go into each sum.
     fn steps(&self, block: &Block) -> usize {
-        self.packed.taps.len() * block.quads
+        self.packed.taps.len() * block.quads / block.phases
     }
 
     /// All channels of these rows. Towards the end, the beginning of `ahead` is brought near, if there is any: where there is
@@ -134,11 +162,12 @@ impl Packed512 {
             let stored = (self.output.pixel - block.channel).min(block.vectors * 16);
             let mut tile = Tile {
                 taps: &self.packed.taps,
-                quads: block.quads,
+                steps: block.quads / block.phases,
                 weights: self.weights_of(block).as_ptr(),
-                bias: self.packed.bias[block.factors..].as_ptr(),
+                bias: self.packed.bias[block.bias..].as_ptr(),
                 multipliers: self.packed.multipliers[block.factors..].as_ptr(),
-                bounds: Bounds::new(&self.requant),
+                shifts: self.packed.shifts[block.factors..].as_ptr(),
+                finish: Finish::new(&self.requant, self.fused),
                 stored,
                 dense: stored == block.vectors * 16 && stored == step[1],
                 width,
@@ -151,7 +180,8 @@ impl Packed512 {
             // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena.
             let (read, write) = unsafe { (arena.add(read), arena.add(write)) };
             let mut cursor = Cursor { x: 0, read, write, fetch: tile.weights };
-            let (count, least, mut larger) = tiles(pixels, PIXELS[block.vectors]);
+            let mut cut = cut(pixels, kind(block));
+            let count = count(&cut);
             // The next tiles, and what is brought near meanwhile.
             let mut compute = |tiles: usize, fetched: &[u8]| {
                 tile.fetch_step = 0;
@@ -161,17 +191,16 @@ impl Packed512 {
                     tile.fetch_step = fetched.len().min(steps * LINE).div_ceil(steps);
                     cursor.fetch = fetched.as_ptr();
                 }
-                let kernels = &KERNELS[usize::from(tile.fetch_step > 0)][block.vectors];
-                let of_larger = larger.min(tiles);
-                larger -= of_larger;
-                // SAFETY: all tiles together cover the pixels of the rows; the block's weights and factors are packed for its
-                // vectors.
-                unsafe {
-                    if of_larger > 0 {
-                        kernels[least + 1](&tile, &mut cursor, of_larger);
-                    }
-                    if tiles > of_larger {
-                        kernels[least](&tile, &mut cursor, tiles - of_larger);
+                let kernels = &KERNELS[usize::from(tile.fetch_step > 0)][kind(block)];
+                let mut left = tiles;
+                for (pixels, count) in &mut cut {
+                    let some = left.min(*count);
+                    if some > 0 {
+                        // SAFETY: all tiles together cover the pixels of the rows; the block's weights and factors are packed
+                        // for its vectors.
+                        unsafe { kernels[*pixels](&tile, &mut cursor, some) };
+                        *count -= some;
+                        left -= some;
                     }
                 }
             };
@@ -215,11 +244,43 @@ impl Packed512 {
         let (mut first, mut room) = (self.packed.blocks.len(), 0);
         while room < ahead.len() && first > 0 {
             first -= 1;
-            let (count, ..) = tiles(pixels, PIXELS[self.packed.blocks[first].vectors]);
+            let count = count(&cut(pixels, kind(&self.packed.blocks[first])));
             room += self.room(first, count - self.busy(first, count));
         }
         (first, &ahead[..ahead.len().min(room)])
     }
+}
+
+/// Tiles of as many pixels, and how many of them.
+type Cut = [(usize, usize); 3];
+
+/// Which kernels compute a block: by its vectors, and of several fours at once.
+fn kind(block: &Block) -> usize {
+    if block.phases > 1 { block.vectors + 4 } else { block.vectors }
+}
+
+/// Pixels as tiles of a block of this kind: about equal ones, whose pixels fill the vectors that are stored, and one of the rest.
+fn cut(pixels: usize, kind: usize) -> Cut {
+    let grain = grain(kind);
+    if pixels < grain {
+        return [(pixels, 1), (0, 0), (0, 0)];
+    }
+    let (count, least, larger) = tiles(pixels / grain, PIXELS[kind] / grain);
+    let rest = pixels % grain;
+    [((least + 1) * grain, larger), (least * grain, count - larger), (rest, usize::from(rest > 0))]
+}
+
+/// Pixels whose results share a vector.
+const fn grain(kind: usize) -> usize {
+    match kind {
+        1 | 5 => 4,
+        2 | 6 => 2,
+        _ => 1,
+    }
+}
+
+fn count(cut: &Cut) -> usize {
+    cut.iter().map(|(_, count)| count).sum()
 }
 
 /// Where the next pixel is read and written.
@@ -234,11 +295,12 @@ struct Cursor {
 /// What the tiles of one block share.
 struct Tile<'a> {
     taps: &'a [usize],
-    quads: usize,
+    steps: usize,
     weights: *const u8,
     bias: *const i32,
     multipliers: *const f32,
-    bounds: Bounds,
+    shifts: *const f32,
+    finish: Finish,
     /// Bytes written per pixel.
     stored: usize,
     /// Whether pixels are written one right after the other.
@@ -260,7 +322,7 @@ type TileKernel = unsafe fn(&Tile<'_>, &mut Cursor, usize);
 /// # Safety
 /// The tile's weights, bias and multipliers cover `N` vectors; from the cursor on there are as many pixels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn kernel<const M: usize, const N: usize, const FETCH: bool>(
+unsafe fn kernel<const M: usize, const N: usize, const V: usize, const P: usize, const FETCH: bool>(
     tile: &Tile<'_>,
     cursor: &mut Cursor,
     count: usize,
@@ -271,7 +333,7 @@ unsafe fn kernel<const M: usize, const N: usize, const FETCH: bool>(
         let mut writes = [write; M];
         if M <= tile.width - x {
             // SAFETY: passed on; the pointers are those of M pixels.
-            let acc = unsafe { even_sums::<M, N, FETCH>(tile, read, fetch) };
+            let acc = unsafe { joined::<M, N, V>(even_sums::<M, V, P, FETCH>(tile, read, fetch)) };
             for m in 0..M {
                 writes[m] = write.wrapping_add(m * tile.step[1]);
             }
@@ -302,12 +364,12 @@ unsafe fn kernel<const M: usize, const N: usize, const FETCH: bool>(
             }
             // SAFETY: passed on; M pointers, each with `stored` writable bytes.
             unsafe {
-                let acc = sums::<M, N, FETCH>(tile, &reads, fetch);
+                let acc = joined::<M, N, V>(sums::<M, V, P, FETCH>(tile, &reads, fetch));
                 finish(&acc, tile, &writes, false);
             }
         }
         if FETCH {
-            fetch = fetch.wrapping_add(tile.fetch_step * tile.quads * tile.taps.len());
+            fetch = fetch.wrapping_add(tile.fetch_step * tile.steps * tile.taps.len());
         }
     }
     *cursor = Cursor { x, read, write, fetch };
@@ -347,7 +409,7 @@ impl<const M: usize, const N: usize, const FETCH: bool> Sums<M, N, FETCH> {
     /// Fewer fours have been added than there are weights, taps × quads × `N` vectors, 64-byte aligned. Each pointer is to a
     /// four of a window; the last may reach over the channels by 3 bytes, which the arena's slack covers and zero weights ignore.
     #[inline(always)]
-    unsafe fn add(&mut self, pixels: &[*const u8; M]) {
+    unsafe fn add<const P: usize>(&mut self, pixels: &[*const u8; M]) {
         // SAFETY: the caller's contract.
         unsafe {
             let mut w = [_mm512_setzero_si512(); N];
@@ -360,7 +422,11 @@ impl<const M: usize, const N: usize, const FETCH: bool> Sums<M, N, FETCH> {
                 self.fetch = self.fetch.wrapping_add(self.fetch_step);
             }
             for m in 0..M {
-                let x = _mm512_set1_epi32(pixels[m].cast::<i32>().read_unaligned());
+                let x = match P {
+                    1 => _mm512_set1_epi32(pixels[m].cast::<i32>().read_unaligned()),
+                    2 => _mm512_set1_epi64(pixels[m].cast::<i64>().read_unaligned()),
+                    _ => _mm512_broadcast_i32x4(_mm_loadu_si128(pixels[m].cast())),
+                };
                 for n in 0..N {
                     self.acc[m][n] = _mm512_dpbusd_epi32(self.acc[m][n], x, w[n]);
                 }
@@ -374,7 +440,7 @@ impl<const M: usize, const N: usize, const FETCH: bool> Sums<M, N, FETCH> {
 /// # Safety
 /// The tile's weights and bias cover `N` vectors; `read` and every `step` after it is a window.
 #[inline(always)]
-unsafe fn even_sums<const M: usize, const N: usize, const FETCH: bool>(
+unsafe fn even_sums<const M: usize, const N: usize, const P: usize, const FETCH: bool>(
     tile: &Tile<'_>,
     read: *const u8,
     fetch: *const u8,
@@ -385,13 +451,21 @@ unsafe fn even_sums<const M: usize, const N: usize, const FETCH: bool>(
     for &tap in tile.taps {
         // SAFETY: a tap of a pixel's window lies in the arena.
         let mut first = unsafe { read.add(tap) };
-        for _ in 0..tile.quads {
+        for _ in 0..tile.steps {
             // SAFETY: the assembly is empty. It keeps the compiler from making a pointer of each pixel before the loop, for
-            // which there are too few registers: the processor adds these steps itself as it loads.
+            // which there are too few registers, or within it: the processor adds these steps itself as it loads.
             unsafe {
                 asm!("/* {0} {1} {2} */", inout(reg) one, inout(reg) three, inout(reg) five, options(nomem, nostack, preserves_flags));
             }
-            let seventh = first.wrapping_add(2 * three);
+            let mut seventh = first;
+            if M > 6 {
+                seventh = first.wrapping_add(2 * three);
+                // SAFETY: as before; the pointer is not read from.
+                #[expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read or written")]
+                unsafe {
+                    asm!("/* {0} */", inout(reg) seventh, options(nomem, nostack, preserves_flags));
+                }
+            }
             let mut pixels = [first; M];
             for m in 0..M {
                 let from = if m < 6 { first } else { seventh };
@@ -405,8 +479,8 @@ unsafe fn even_sums<const M: usize, const N: usize, const FETCH: bool>(
                 };
             }
             // SAFETY: the four of each pixel's window, once for each of taps × quads.
-            unsafe { sums.add(&pixels) };
-            first = first.wrapping_add(4);
+            unsafe { sums.add::<P>(&pixels) };
+            first = first.wrapping_add(4 * P);
         }
     }
     sums.acc
@@ -417,7 +491,7 @@ unsafe fn even_sums<const M: usize, const N: usize, const FETCH: bool>(
 /// # Safety
 /// The tile's weights and bias cover `N` vectors; each pointer a window.
 #[inline(always)]
-unsafe fn sums<const M: usize, const N: usize, const FETCH: bool>(
+unsafe fn sums<const M: usize, const N: usize, const P: usize, const FETCH: bool>(
     tile: &Tile<'_>,
     reads: &[*const u8; M],
     fetch: *const u8,
@@ -425,16 +499,42 @@ unsafe fn sums<const M: usize, const N: usize, const FETCH: bool>(
     // SAFETY: passed on.
     let mut sums = unsafe { Sums::<M, N, FETCH>::new(tile, fetch) };
     for &tap in tile.taps {
-        for quad in 0..tile.quads {
+        for step in 0..tile.steps {
             let mut pixels = *reads;
             for pixel in &mut pixels {
-                *pixel = pixel.wrapping_add(tap + quad * 4);
+                *pixel = pixel.wrapping_add(tap + step * 4 * P);
             }
             // SAFETY: the four of each pixel's window, once for each of taps × quads.
-            unsafe { sums.add(&pixels) };
+            unsafe { sums.add::<P>(&pixels) };
         }
     }
     sums.acc
+}
+
+/// Adds up what was summed apart, `V / N` fours of each sum side by side.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn joined<const M: usize, const N: usize, const V: usize>(acc: [[__m512i; V]; M]) -> [[__m512i; N]; M] {
+    let mut sums = [[_mm512_setzero_si512(); N]; M];
+    for m in 0..M {
+        for n in 0..N {
+            sums[m][n] = match V / N {
+                1 => acc[m][n],
+                2 => pairs(acc[m][2 * n], acc[m][2 * n + 1]),
+                _ => pairs(pairs(acc[m][0], acc[m][1]), pairs(acc[m][2], acc[m][3])),
+            };
+        }
+    }
+    sums
+}
+
+/// Sums of neighbours: in each 128-bit lane the two of `a`, then those of `b`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pairs(a: __m512i, b: __m512i) -> __m512i {
+    let (a, b) = (_mm512_castsi512_ps(a), _mm512_castsi512_ps(b));
+    let (even, odd) = (_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+    _mm512_add_epi32(_mm512_castps_si512(even), _mm512_castps_si512(odd))
 }
 
 /// Requantises and stores.
@@ -450,98 +550,126 @@ unsafe fn finish<const M: usize, const N: usize>(
 ) {
     // SAFETY: passed on.
     unsafe {
-        match tile.bounds.plain {
-            true => store_as::<M, N, true>(acc, tile, writes, dense),
-            false => store_as::<M, N, false>(acc, tile, writes, dense),
+        match tile.finish.how {
+            How::Fused => finish_as::<M, N, FUSED>(acc, tile, writes, dense),
+            How::Bounded => finish_as::<M, N, BOUNDED>(acc, tile, writes, dense),
+            How::Plain => finish_as::<M, N, PLAIN>(acc, tile, writes, dense),
         }
     }
 }
 
-/// The same, with or without zero point and bounds. One pixel fills a 64-byte vector with 4 vectors of channels; of narrower ones, 2 or 4 pixels share it.
+/// One pixel fills a 64-byte vector with 4 vectors of channels; of narrower ones, 2 or 4 pixels share it.
 ///
 /// # Safety
-/// The pointers have `tile.stored` writable bytes each.
+/// As for [`finish`].
 #[inline(always)]
-unsafe fn store_as<const M: usize, const N: usize, const PLAIN: bool>(
+unsafe fn finish_as<const M: usize, const N: usize, const HOW: u8>(
     acc: &[[__m512i; N]; M],
     tile: &Tile<'_>,
     writes: &[*mut u8; M],
     dense: bool,
 ) {
     let share = if N >= 3 { 1 } else { 4 / N };
-    // SAFETY: the multipliers cover N vectors; each store is masked to the stored bytes of its pixel.
+    let keep = mask(tile.stored);
+    // SAFETY: the factors cover N vectors; each store is masked to the stored bytes of its pixel.
     unsafe {
-        let mut multipliers = [_mm512_setzero_ps(); N];
+        let (mut multipliers, mut shifts) = ([_mm512_setzero_ps(); N], [_mm512_setzero_ps(); N]);
         for n in 0..N {
             multipliers[n] = _mm512_load_ps(tile.multipliers.add(n * 16));
+            if HOW != PLAIN {
+                shifts[n] = _mm512_load_ps(tile.shifts.add(n * 16));
+            }
         }
-        let mut m = 0;
-        while m < M {
-            if N == 8 {
-                for half in 0..2 {
-                    let mut whole = [_mm512_setzero_si512(); 4];
-                    for q in 0..4 {
-                        whole[q] = rounded(acc[m][(half * 4 + q) % N], multipliers[(half * 4 + q) % N]);
-                    }
-                    let keep = mask(tile.stored.saturating_sub(half * 64));
-                    store(writes[m].wrapping_add(half * 64), keep, tile.bounds.pack::<PLAIN>(whole));
+        let odd = odd_bytes();
+        // Within each 128-bit lane, then across lanes: each pixel's bytes one after the other.
+        let (within, across) = match N {
+            1 => (natural(), _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)),
+            2 => (
+                _mm512_setzero_si512(),
+                _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15),
+            ),
+            _ => (
+                _mm512_set4_epi32(-1, 0x0e0c_0a08, 0x0706_0504, 0x0302_0100),
+                _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15),
+            ),
+        };
+        let (within, across) = (held(within), held(across));
+        // One loop of a fixed length is laid out in full: sums stay in registers.
+        let parts = N.div_ceil(4);
+        for group in 0..M.div_ceil(share) * parts {
+            let (m, part) = (group / parts * share, group % parts);
+            if group == 1 && HOW != PLAIN {
+                // By now there are registers for them.
+                for n in 0..N {
+                    shifts[n] = _mm512_castsi512_ps(held(_mm512_castps_si512(shifts[n])));
                 }
-                m += share;
-                continue;
             }
-            // Vector `q` of the packed four is vector `q % N` of pixel `m + q / N`; what is beyond is never stored.
-            let mut whole = [_mm512_setzero_si512(); 4];
+            let mut words = [_mm512_setzero_si512(); 4];
             for q in 0..4 {
-                let (pixel, n) = if N == 3 { (m, q.min(2)) } else { (m + q / N, q % N) };
-                if N != 3 && pixel < M || q < N {
-                    whole[q] = rounded(acc[if pixel < M { pixel } else { m }][n], multipliers[n]);
+                // The order that puts a pixel's bytes side by side: see `Finish::bytes`.
+                let (pixel, n) = match N {
+                    1 => (m + q, 0),
+                    2 => (m + q % 2, q / 2),
+                    3 => (m, q.min(2)),
+                    _ => (m, part * 4 + q),
+                };
+                if pixel < M {
+                    words[q] = tile.finish.words::<HOW>(acc[pixel][n], multipliers[n], shifts[n]);
                 }
             }
-            let bytes = tile.bounds.pack::<PLAIN>(whole);
-            let order = match N {
-                1 => _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
-                2 => _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15),
-                _ => _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15),
-            };
-            let bytes = if N == 4 { bytes } else { _mm512_permutexvar_epi32(order, bytes) };
-            let keep = mask(tile.stored);
+            let bytes = tile.finish.bytes::<HOW>(words, odd);
             match N {
-                1 | 2 if dense && m + share <= M => _mm512_storeu_si512(writes[m].cast(), bytes),
                 1 => {
+                    let bytes = _mm512_permutexvar_epi32(across, _mm512_shuffle_epi8(bytes, within));
+                    if dense && m + share <= M {
+                        _mm512_storeu_si512(writes[m].cast(), bytes);
+                        continue;
+                    }
                     let quarters = [
                         _mm512_castsi512_si128(bytes),
                         _mm512_extracti32x4_epi32::<1>(bytes),
                         _mm512_extracti32x4_epi32::<2>(bytes),
                         _mm512_extracti32x4_epi32::<3>(bytes),
                     ];
-                    for q in 0..4.min(M - m) {
-                        let (pixel, quarter) = (m + q, quarters[q]);
+                    for q in 0..share.min(M - m) {
                         if tile.stored == 16 {
-                            _mm_storeu_si128(writes[pixel].cast(), quarter);
+                            _mm_storeu_si128(writes[m + q].cast(), quarters[q]);
                         } else {
-                            _mm_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask16, quarter);
+                            _mm_mask_storeu_epi8(writes[m + q].cast(), keep as __mmask16, quarters[q]);
                         }
                     }
                 }
                 2 => {
+                    let bytes = _mm512_permutexvar_epi32(across, bytes);
+                    if dense && m + share <= M {
+                        _mm512_storeu_si512(writes[m].cast(), bytes);
+                        continue;
+                    }
                     let halves = [_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64::<1>(bytes)];
-                    for q in 0..2.min(M - m) {
-                        let (pixel, half) = (m + q, halves[q]);
+                    for q in 0..share.min(M - m) {
                         if tile.stored == 32 {
-                            _mm256_storeu_si256(writes[pixel].cast(), half);
+                            _mm256_storeu_si256(writes[m + q].cast(), halves[q]);
                         } else {
-                            _mm256_mask_storeu_epi8(writes[pixel].cast(), keep as __mmask32, half);
+                            _mm256_mask_storeu_epi8(writes[m + q].cast(), keep as __mmask32, halves[q]);
                         }
                     }
                 }
-                3 if tile.stored == 48 => {
-                    _mm256_storeu_si256(writes[m].cast(), _mm512_castsi512_si256(bytes));
-                    let last = _mm512_extracti32x4_epi32::<2>(bytes);
-                    _mm_storeu_si128(writes[m].add(32).cast(), last);
+                3 => {
+                    let bytes = _mm512_permutexvar_epi32(across, _mm512_shuffle_epi8(bytes, within));
+                    if tile.stored == 48 {
+                        _mm256_storeu_si256(writes[m].cast(), _mm512_castsi512_si256(bytes));
+                        let last = _mm512_extracti32x4_epi32::<2>(bytes);
+                        _mm_storeu_si128(writes[m].add(32).cast(), last);
+                    } else {
+                        store(writes[m], keep, bytes);
+                    }
                 }
-                _ => store(writes[m], keep, bytes),
+                4 => store(writes[m], keep, bytes),
+                _ => {
+                    let keep = mask(tile.stored.saturating_sub(part * 64));
+                    store(writes[m].wrapping_add(part * 64), keep, bytes);
+                }
             }
-            m += share;
         }
     }
 }
@@ -550,9 +678,9 @@ unsafe fn store_as<const M: usize, const N: usize, const PLAIN: bool>(
 unsafe fn none(_: &Tile<'_>, _: &mut Cursor, _: usize) {}
 
 macro_rules! row {
-    ($n:literal, $fetch:literal: $($m:literal)*) => {{
+    ($n:literal, $v:literal, $p:literal, $fetch:literal: $($m:literal)*) => {{
         let mut row: [TileKernel; 13] = [none; 13];
-        $(row[$m] = kernel::<$m, $n, $fetch>;)*
+        $(row[$m] = kernel::<$m, $n, $v, $p, $fetch>;)*
         row
     }};
 }
@@ -561,14 +689,14 @@ macro_rules! kernels {
     ($fetch:literal) => {
         [
             [none; 13],
-            row!(1, $fetch: 1 2 3 4 5 6 7 8 9 10 11 12),
-            row!(2, $fetch: 1 2 3 4 5 6 7 8 9 10 11 12),
-            row!(3, $fetch: 1 2 3 4 5 6 7 8),
-            row!(4, $fetch: 1 2 3 4 5 6),
+            row!(1, 1, 1, $fetch: 1 2 3 4 8 12),
+            row!(2, 2, 1, $fetch: 1 2 4 6 8 10 12),
+            row!(3, 3, 1, $fetch: 1 2 3 4 5 6 7 8),
+            row!(4, 4, 1, $fetch: 1 2 3 4 5 6),
+            row!(1, 4, 4, $fetch: 1 2 3 4),
+            row!(2, 4, 2, $fetch: 1 2 4 6),
             [none; 13],
-            [none; 13],
-            [none; 13],
-            row!(8, $fetch: 1),
+            row!(8, 8, 1, $fetch: 1),
         ]
     };
 }

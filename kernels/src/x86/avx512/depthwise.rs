@@ -4,12 +4,13 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Bounds, elementwise, mask, rounded, store};
+use super::{BOUNDED, FUSED, Finish, How, PLAIN, elementwise, held, mask, natural, odd_bytes, pinned, store};
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
+use crate::pack::passes;
 use crate::portable;
 use crate::step::{Depthwise, Requant, Residual};
-use crate::strip::{Kept, QUAD, Strips};
+use crate::strip::{FLAT_WEIGHTS, Kept, Phase, QUAD, Strips};
 
 /// Channels, or bytes along a row, of one vector.
 const VECTOR: usize = 64;
@@ -18,7 +19,10 @@ struct Depthwise512 {
     strips: Strips,
     base: usize,
     step_y: usize,
+    /// Bytes between taps along a row, and how many of them lie between positions, where windows of three overlap.
+    slide: Option<(usize, usize)>,
     requant: Requant,
+    fused: bool,
     residual: Option<Residual>,
     table: Option<Box<[u8; 256]>>,
     output: View,
@@ -28,11 +32,21 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
     if step.saturates || step.output.pixel < 16 {
         return portable::packed(step);
     }
+    let tap = step.tap_step[1];
+    let slides = !step.shifts.is_empty()
+        && step.kernel == [3, 3]
+        && step.step[0] <= 2 * step.tap_step[0]
+        && passes(&step.weights) == 1;
+    let flat = if slides && step.output.pixel > VECTOR { 0 } else { FLAT_WEIGHTS };
+    let strips = Strips::new(&step, VECTOR, 4, Kept::Bytes, flat);
+    let slide = (1..=2).find(|apart| slides && strips.advance[0] == apart * tap).map(|apart| (tap, apart));
     Box::new(Depthwise512 {
-        strips: Strips::new(&step, VECTOR, 4, Kept::Bytes),
+        strips,
+        slide,
         base: step.base,
         step_y: step.step[0],
         requant: step.requant,
+        fused: !step.shifts.is_empty(),
         residual: step.residual,
         table: step.table,
         output: step.output,
@@ -47,11 +61,13 @@ impl Run for Depthwise512 {
             let (first, keep) = self.strips.rows_at(y, rows.end);
             // SAFETY: the module's contract; `first` and, of two rows, the one after are rows of the output.
             unsafe {
-                match (self.strips.rows, Bounds::new(&self.requant).plain) {
-                    (2, true) => self.strip::<2, true>(arena, first, keep),
-                    (2, false) => self.strip::<2, false>(arena, first, keep),
-                    (_, true) => self.strip::<1, true>(arena, first, keep),
-                    (_, false) => self.strip::<1, false>(arena, first, keep),
+                match (self.strips.rows, Finish::new(&self.requant, self.fused).how) {
+                    (2, How::Fused) => self.strip::<2, FUSED>(arena, first, keep),
+                    (2, How::Bounded) => self.strip::<2, BOUNDED>(arena, first, keep),
+                    (2, How::Plain) => self.strip::<2, PLAIN>(arena, first, keep),
+                    (_, How::Fused) => self.strip::<1, FUSED>(arena, first, keep),
+                    (_, How::Bounded) => self.strip::<1, BOUNDED>(arena, first, keep),
+                    (_, How::Plain) => self.strip::<1, PLAIN>(arena, first, keep),
                 }
             }
             y += self.strips.rows;
@@ -72,8 +88,8 @@ impl Run for Depthwise512 {
 impl Depthwise512 {
     /// `R` output rows from `y` on.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn strip<const R: usize, const PLAIN: bool>(&self, arena: *mut u8, y: usize, keep: [bool; 2]) {
-        let bounds = Bounds::new(&self.requant);
+    unsafe fn strip<const R: usize, const HOW: u8>(&self, arena: *mut u8, y: usize, keep: [bool; 2]) {
+        let finish = Finish::new(&self.requant, self.fused);
         for (index, phase) in self.strips.phases.iter().enumerate() {
             let advance = self.strips.advance;
             let vector = Vector {
@@ -81,7 +97,8 @@ impl Depthwise512 {
                 weights: self.strips.weights_of(index).as_ptr(),
                 bias: self.strips.bias[index * VECTOR..].as_ptr(),
                 multipliers: self.strips.multipliers[index * VECTOR..].as_ptr(),
-                bounds,
+                shifts: self.strips.shifts[index * VECTOR..].as_ptr(),
+                finish,
                 advance,
                 row: self.output.row,
                 keep,
@@ -97,31 +114,53 @@ impl Depthwise512 {
                         let read = arena.add(read + first * advance[0]);
                         let write = arena.add(write + first * advance[1]);
                         match phase.parts {
-                            2 => vector.shared::<R, 2, PLAIN>(read, write),
-                            _ => vector.shared::<R, 4, PLAIN>(read, write),
+                            2 => vector.shared::<R, 2, HOW>(read, write),
+                            _ => vector.shared::<R, 4, HOW>(read, write),
                         }
                     }
                 }
                 continue;
+            }
+            if let Some((tap, apart)) = self.slide {
+                // SAFETY: as below.
+                let pairs = unsafe {
+                    let (read, write) = (arena.add(read), arena.add(write));
+                    match apart {
+                        1 => vector.slide::<R, 1, HOW>(read, write, tap, phase),
+                        _ => vector.slide::<R, 2, HOW>(read, write, tap, phase),
+                    }
+                };
+                read += 2 * pairs * advance[0];
+                write += 2 * pairs * advance[1];
+                left -= 2 * pairs;
+                if left == 0 {
+                    continue;
+                }
             }
             // SAFETY: positions of the row: their windows lie in the arena, a vector's rest in its slack, and stores are
             // masked to the row.
             unsafe {
                 while left > 2 {
                     let others = mask(phase.others);
-                    vector.compute::<R, 2, PLAIN>(arena.add(read), arena.add(write), [others; 2]);
+                    vector.compute::<R, 2, HOW>(arena.add(read), arena.add(write), [others; 2]);
                     read += 2 * advance[0];
                     write += 2 * advance[1];
                     left -= 2;
                 }
                 let (read, write) = (arena.add(read), arena.add(write));
                 match left {
-                    2 => vector.compute::<R, 2, PLAIN>(read, write, [mask(phase.others), mask(phase.last)]),
-                    _ => vector.compute::<R, 1, PLAIN>(read, write, [mask(phase.last), 0]),
+                    2 => vector.compute::<R, 2, HOW>(read, write, [mask(phase.others), mask(phase.last)]),
+                    _ => vector.compute::<R, 1, HOW>(read, write, [mask(phase.last), 0]),
                 }
             }
         }
     }
+}
+
+/// Those of 64 channels.
+struct Factors {
+    multipliers: [__m512; 4],
+    shifts: [__m512; 4],
 }
 
 /// What the positions of one phase share.
@@ -130,7 +169,8 @@ struct Vector<'a> {
     weights: *const u8,
     bias: *const i32,
     multipliers: *const f32,
-    bounds: Bounds,
+    shifts: *const f32,
+    finish: Finish,
     advance: [usize; 2],
     row: usize,
     keep: [bool; 2],
@@ -143,7 +183,7 @@ impl Vector<'_> {
     /// `read` plus each column's offsets plus 64 lies in the arena, as do the masked bytes of each row from `write` on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn compute<const R: usize, const X: usize, const PLAIN: bool>(
+    unsafe fn compute<const R: usize, const X: usize, const HOW: u8>(
         &self,
         read: *const u8,
         write: *mut u8,
@@ -178,24 +218,160 @@ impl Vector<'_> {
                 }
             }
         }
-        let mut multipliers = [_mm512_setzero_ps(); 4];
-        for q in 0..4 {
-            // SAFETY: the multipliers cover 64 channels.
-            multipliers[q] = unsafe { _mm512_load_ps(self.multipliers.add(q * 16)) };
-        }
+        // SAFETY: the factors cover 64 channels.
+        let factors = unsafe { self.factors::<HOW>() };
+        let (odd, order) = (odd_bytes(), held(natural()));
         for r in 0..R {
             if !self.keep[r] {
                 continue;
             }
             for x in 0..X {
-                let mut whole = [_mm512_setzero_si512(); 4];
-                for q in 0..4 {
-                    whole[q] = rounded(acc[r][x][q], multipliers[q]);
-                }
-                let bytes = self.bounds.pack::<PLAIN>(whole);
+                let bytes = self.bytes::<HOW>(acc[r][x], &factors, odd, order);
                 // SAFETY: the caller's contract.
                 unsafe {
                     store(write.add(r * self.row + x * self.advance[1]), masks[x], bytes);
+                }
+            }
+        }
+    }
+
+    /// `R` rows by pairs of positions, whose windows are three columns wide and start `S` columns apart: those that they share
+    /// with the pair before are interleaved already. Returns how many pairs there are.
+    ///
+    /// # Safety
+    /// As for [`compute`](Self::compute), for the phase's positions.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn slide<const R: usize, const S: usize, const HOW: u8>(
+        &self,
+        mut read: *const u8,
+        mut write: *mut u8,
+        tap: usize,
+        phase: &Phase,
+    ) -> usize {
+        let pairs = phase.positions / 2;
+        let offsets = &self.columns[0];
+        let even = phase.positions == 2 * pairs;
+        let (odd, order) = (odd_bytes(), held(natural()));
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut first = interleave(read, offsets);
+            let mut second = if S == 1 { interleave(read.add(tap), offsets) } else { first };
+            for pair in 0..pairs {
+                let mut acc = [[[_mm512_setzero_si512(); 4]; 2]; R];
+                for q in 0..4 {
+                    let bias = _mm512_load_si512(self.bias.add(q * 16).cast());
+                    for r in 0..R {
+                        acc[r][0][q] = bias;
+                        acc[r][1][q] = bias;
+                    }
+                }
+                if S == 1 {
+                    self.add::<R>(&mut acc, 0, &first, &second);
+                    let third = interleave(read.add(2 * tap), offsets);
+                    self.add::<R>(&mut acc, 1, &second, &third);
+                    let fourth = interleave(read.add(3 * tap), offsets);
+                    self.add::<R>(&mut acc, 2, &third, &fourth);
+                    (first, second) = (third, fourth);
+                } else {
+                    let third = interleave(read.add(2 * tap), offsets);
+                    self.add::<R>(&mut acc, 0, &first, &third);
+                    second = interleave(read.add(tap), offsets);
+                    let fourth = interleave(read.add(3 * tap), offsets);
+                    self.add::<R>(&mut acc, 1, &second, &fourth);
+                    first = interleave(read.add(4 * tap), offsets);
+                    self.add::<R>(&mut acc, 2, &third, &first);
+                }
+                let last = if even && pair + 1 == pairs { phase.last } else { phase.others };
+                let masks = [mask(phase.others), mask(last)];
+                let mut factors = self.factors::<HOW>();
+                for r in 0..R {
+                    for x in 0..2 {
+                        if r * 2 + x == 1 {
+                            // By now there are registers for them.
+                            for q in 0..4 {
+                                let shift = _mm512_castps_si512(factors.shifts[q]);
+                                factors.shifts[q] = _mm512_castsi512_ps(held(shift));
+                            }
+                        }
+                        let bytes = self.bytes::<HOW>(acc[r][x], &factors, odd, order);
+                        if self.keep[r] {
+                            store(write.add(r * self.row + x * self.advance[1]), masks[x], bytes);
+                        }
+                    }
+                }
+                read = read.add(2 * self.advance[0]);
+                write = write.add(2 * self.advance[1]);
+            }
+        }
+        pairs
+    }
+
+    /// # Safety
+    /// Multipliers and, where requantisation is fused, shifts cover 64 channels.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn factors<const HOW: u8>(&self) -> Factors {
+        let (mut multipliers, mut shifts) = ([_mm512_setzero_ps(); 4], [_mm512_setzero_ps(); 4]);
+        for q in 0..4 {
+            // SAFETY: the caller's contract; 64-byte aligned.
+            unsafe {
+                multipliers[q] = _mm512_load_ps(self.multipliers.add(q * 16));
+                if HOW != PLAIN {
+                    shifts[q] = _mm512_load_ps(self.shifts.add(q * 16));
+                }
+            }
+        }
+        Factors { multipliers, shifts }
+    }
+
+    /// Sums as [`interleaved`] rows leave them to 64 bytes. `order` is [`natural`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn bytes<const HOW: u8>(
+        &self,
+        sums: [__m512i; 4],
+        factors: &Factors,
+        odd: __mmask64,
+        order: __m512i,
+    ) -> __m512i {
+        let mut words = sums;
+        for q in 0..4 {
+            words[q] = self.finish.words::<HOW>(sums[q], factors.multipliers[q], factors.shifts[q]);
+        }
+        _mm512_shuffle_epi8(self.finish.bytes::<HOW>(words, odd), order)
+    }
+
+    /// Adds the products of column `kx` of two positions.
+    ///
+    /// # Safety
+    /// The weights cover the column.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn add<const R: usize>(
+        &self,
+        acc: &mut [[[__m512i; 4]; 2]; R],
+        kx: usize,
+        first: &[__m512i; 4],
+        second: &[__m512i; 4],
+    ) {
+        for q in 0..4 {
+            // SAFETY: the caller's contract; 64-byte aligned.
+            let w = unsafe { _mm512_load_si512(self.weights.add((kx * R * 4 + q) * 64).cast()) };
+            acc[0][0][q] = _mm512_dpbusd_epi32(acc[0][0][q], first[q], w);
+            acc[0][1][q] = _mm512_dpbusd_epi32(acc[0][1][q], second[q], w);
+            if R == 2 {
+                // The same taps, a row below: a shift costs less than a load.
+                let w = _mm512_slli_epi32::<8>(w);
+                acc[R - 1][0][q] = _mm512_dpbusd_epi32(acc[R - 1][0][q], first[q], w);
+                acc[R - 1][1][q] = _mm512_dpbusd_epi32(acc[R - 1][1][q], second[q], w);
+            }
+        }
+        // Column after column: weights are loaded once, and nothing is put off until it is stored.
+        for row in acc {
+            for sums in row {
+                for sum in sums {
+                    *sum = pinned(*sum);
                 }
             }
         }
@@ -208,11 +384,7 @@ impl Vector<'_> {
     /// from `write` on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn shared<const R: usize, const P: usize, const PLAIN: bool>(
-        &self,
-        read: *const u8,
-        write: *mut u8,
-    ) {
+    unsafe fn shared<const R: usize, const P: usize, const HOW: u8>(&self, read: *const u8, write: *mut u8) {
         let mut acc = [[_mm512_setzero_si512(); 4]; R];
         for q in 0..4 {
             // SAFETY: the bias covers 64 channels.
@@ -241,16 +413,14 @@ impl Vector<'_> {
                 }
             }
         }
+        // SAFETY: the factors cover 64 channels.
+        let factors = unsafe { self.factors::<HOW>() };
+        let (odd, order) = (odd_bytes(), held(natural()));
         for r in 0..R {
             if !self.keep[r] {
                 continue;
             }
-            let mut whole = [_mm512_setzero_si512(); 4];
-            for q in 0..4 {
-                // SAFETY: the multipliers cover 64 channels.
-                whole[q] = rounded(acc[r][q], unsafe { _mm512_load_ps(self.multipliers.add(q * 16)) });
-            }
-            let bytes = self.bounds.pack::<PLAIN>(whole);
+            let bytes = self.bytes::<HOW>(acc[r], &factors, odd, order);
             let write = write.wrapping_add(r * self.row);
             // SAFETY: the caller's contract.
             unsafe {

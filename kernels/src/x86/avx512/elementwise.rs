@@ -148,7 +148,7 @@ impl Packed<Mul> {
                 let x = _mm512_and_si512(_mm512_sub_epi32(x, za), _mm512_set1_epi32(0xffff));
                 shifted(_mm512_madd_epi16(x, _mm512_sub_epi32(y, zb)), multiplier, shift)
             };
-            let packed = bounds.pack::<false>([quarter(0), quarter(1), quarter(2), quarter(3)]);
+            let packed = bounds.pack([quarter(0), quarter(1), quarter(2), quarter(3)]);
             let packed = _mm512_permutexvar_epi32(unpacked(), packed);
             // SAFETY: masked to the bytes.
             unsafe { store(to.add(at), mask(bytes - at), packed) };

@@ -119,7 +119,7 @@ impl Packed<AveragePool> {
             for sum in &mut sums {
                 *sum = shifted(*sum, multiplier, shift);
             }
-            let packed = bounds.pack::<false>(sums);
+            let packed = bounds.pack(sums);
             let packed = _mm512_permutexvar_epi32(unpacked(), packed);
             // SAFETY: masked to the pixel.
             unsafe { store(to.add(c), mask(output.pixel - c), packed) };

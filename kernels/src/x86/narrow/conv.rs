@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Bounds, Vector, fits, lane, rows::Rows, store_16};
+use super::{AllFactors, Bounds, Factors, Vector, fits, lane, rows::Rows, store_16};
 use crate::arena::Aligned;
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
@@ -33,7 +33,7 @@ struct Packed {
     quads: Vec<u32>,
     weights: Aligned,
     bias: Aligned<i32>,
-    multipliers: Aligned<f32>,
+    factors: AllFactors,
     base: usize,
     step: [usize; 2],
     requant: Requant,
@@ -60,12 +60,21 @@ pub(crate) fn pack<V: Vector>(conv: Conv, tiles: &'static Tiles, rows: &'static 
         return portable::packed(conv);
     }
     let outputs = conv.bias.len();
+    let channels = outputs.next_multiple_of(CHANNELS);
+    let in_lanes = |factors: &[f32]| {
+        let mut lanes = Aligned::zeroed(channels);
+        for (c, &factor) in factors.iter().enumerate() {
+            lanes[c / CHANNELS * CHANNELS + lane(V::LANES, c % CHANNELS)] = factor;
+        }
+        lanes
+    };
+    let (multipliers, shifts) = (in_lanes(&conv.multipliers), in_lanes(&conv.shifts));
     let mut packed = Packed {
         blocks: vec![],
         quads: vec![],
         weights: Aligned::zeroed(0),
-        bias: Aligned::zeroed(outputs.next_multiple_of(CHANNELS)),
-        multipliers: Aligned::zeroed(outputs.next_multiple_of(CHANNELS)),
+        bias: Aligned::zeroed(channels),
+        factors: AllFactors::new::<V>(multipliers, shifts, !conv.shifts.is_empty()),
         base: conv.base,
         step: conv.step,
         requant: conv.requant,
@@ -95,7 +104,6 @@ impl Packed {
         let group = |c: usize| (channel + c) / (outputs / conv.groups);
         for c in 0..channels {
             self.bias[channel + lane(V::LANES, c)] = conv.bias[channel + c];
-            self.multipliers[channel + lane(V::LANES, c)] = conv.multipliers[channel + c];
         }
         let first = group(0) * conv.depth;
         let depth = (group(channels - 1) + 1) * conv.depth - first;
@@ -167,8 +175,9 @@ impl Packed {
                 wide: &self.quads[block.wide.clone()],
                 weights: self.weights[block.weights..].as_ptr(),
                 bias: self.bias[block.channel..].as_ptr(),
-                multipliers: self.multipliers[block.channel..].as_ptr(),
-                bounds: Bounds::new(&self.requant),
+                factors: self.factors.from(block.channel),
+                fused: self.factors.fused,
+                bounds: Bounds::new(&self.requant, self.factors.fused),
                 stored: (self.output.pixel - block.channel).min(CHANNELS),
                 width,
                 step,
@@ -209,7 +218,7 @@ impl Run for Packed {
     }
 
     fn bytes(&self) -> usize {
-        self.weights.len() + self.quads.len() * 4 + self.bias.len() * 8
+        self.weights.len() + self.quads.len() * 4 + self.bias.len() * 4 + self.factors.bytes()
     }
 }
 
@@ -219,7 +228,8 @@ pub(crate) struct Tile<'a> {
     wide: &'a [u32],
     weights: *const u8,
     bias: *const i32,
-    multipliers: *const f32,
+    factors: Factors,
+    fused: bool,
     bounds: Bounds,
     /// Bytes written per pixel.
     stored: usize,
@@ -305,10 +315,27 @@ unsafe fn pixels<V: Vector, const M: usize, const N: usize>(
             }
             weights = weights.add(128);
         }
-        for m in 0..M {
-            let mut whole = [first; N];
+        match tile.fused {
+            true => finish::<V, M, N, true>(&acc, tile, writes),
+            false => finish::<V, M, N, false>(&acc, tile, writes),
+        }
+    }
+}
+
+/// # Safety
+/// The tier's features are there; each pointer has `stored` writable bytes.
+#[inline(always)]
+unsafe fn finish<V: Vector, const M: usize, const N: usize, const FUSED: bool>(
+    acc: &[[V; N]; M],
+    tile: &Tile<'_>,
+    writes: &[*mut u8; M],
+) {
+    for m in 0..M {
+        let mut whole = acc[m];
+        // SAFETY: the caller's contract; the factors are those of N vectors.
+        unsafe {
             for n in 0..N {
-                whole[n] = acc[m][n].rounded(tile.multipliers.add(n * V::LANES));
+                whole[n] = tile.factors.results::<V, FUSED>(acc[m][n], n);
             }
             store_16(writes[m], tile.stored, V::pack_16(&whole, &tile.bounds));
         }

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use super::{Bounds, Vector, fits, rows::Rows, store_part};
+use super::{AllFactors, Bounds, Factors, Vector, fits, rows::Rows, store_part};
+use crate::arena::Aligned;
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::portable;
 use crate::step::{Depthwise, Requant, Residual};
-use crate::strip::{Kept, Strips};
+use crate::strip::{FLAT_WEIGHTS, Kept, Strips};
 
 /// Computes the rows of a strip.
 pub(crate) type Strip = unsafe fn(&Packed, *mut u8, usize, [bool; 2]);
@@ -17,6 +18,7 @@ pub(crate) struct Packed {
     kept: Kept,
     base: usize,
     step_y: usize,
+    factors: AllFactors,
     requant: Requant,
     residual: Option<Residual>,
     table: Option<Box<[u8; 256]>>,
@@ -30,11 +32,15 @@ pub(crate) fn pack<V: Vector>(step: Depthwise, strip: Strip, rows: &'static Rows
         return portable::packed(step);
     }
     let kept = if V::EXACT || neighbours_fit(&step) { Kept::Bytes } else { Kept::Words };
+    let mut strips = Strips::new(&step, V::LANES * 4, 1, kept, FLAT_WEIGHTS);
+    let multipliers = std::mem::replace(&mut strips.multipliers, Aligned::zeroed(0));
+    let shifts = std::mem::replace(&mut strips.shifts, Aligned::zeroed(0));
     Box::new(Packed {
-        strips: Strips::new(&step, V::LANES * 4, 1, kept),
+        strips,
         kept,
         base: step.base,
         step_y: step.step[0],
+        factors: AllFactors::new::<V>(multipliers, shifts, !step.shifts.is_empty()),
         requant: step.requant,
         residual: step.residual,
         table: step.table,
@@ -69,7 +75,7 @@ impl Run for Packed {
     }
 
     fn bytes(&self) -> usize {
-        self.strips.bytes()
+        self.strips.bytes() + self.factors.bytes()
     }
 }
 
@@ -98,11 +104,11 @@ unsafe fn rows_of<V: Vector, const R: usize, const WORDS: bool>(
     keep: [bool; 2],
 ) {
     let vector = V::LANES * 4;
-    let bounds = Bounds::new(&step.requant);
+    let bounds = Bounds::new(&step.requant, step.factors.fused);
     let strips = &step.strips;
     for (index, phase) in strips.phases.iter().enumerate() {
         let bias: *const u8 = strips.bias[index * vector..].as_ptr().cast();
-        let multipliers = strips.multipliers[index * vector..].as_ptr();
+        let factors = step.factors.from(index * vector);
         // SAFETY: positions of the row: their windows lie in the arena, a vector's rest in its slack; stores keep to the
         // row. Weights, bias and multipliers cover the phase.
         unsafe {
@@ -144,10 +150,10 @@ unsafe fn rows_of<V: Vector, const R: usize, const WORDS: bool>(
                 let bytes = if position + 1 == phase.positions { phase.last } else { phase.others };
                 for r in 0..R {
                     if keep[r] {
-                        let mut whole = sums[r];
-                        for q in 0..4 {
-                            whole[q] = whole[q].rounded(multipliers.add(q * V::LANES));
-                        }
+                        let whole = match step.factors.fused {
+                            true => results::<V, true>(sums[r], factors),
+                            false => results::<V, false>(sums[r], factors),
+                        };
                         store_part(write.add(r * step.output.row), bytes, V::pack(whole, &bounds));
                     }
                 }
@@ -156,4 +162,15 @@ unsafe fn rows_of<V: Vector, const R: usize, const WORDS: bool>(
             }
         }
     }
+}
+
+/// # Safety
+/// The tier's features are there; the factors are those of four vectors.
+#[inline(always)]
+unsafe fn results<V: Vector, const FUSED: bool>(mut sums: [V; 4], factors: Factors) -> [V; 4] {
+    for q in 0..4 {
+        // SAFETY: the caller's contract.
+        sums[q] = unsafe { factors.results::<V, FUSED>(sums[q], q) };
+    }
+    sums
 }

@@ -13,6 +13,8 @@ pub(super) mod rows;
 
 use std::arch::x86_64::__m128i;
 
+use crate::arena::Aligned;
+use crate::fused::whole;
 use crate::step::Requant;
 
 /// Zero point and bounds of a requantisation, as the packing of a tier wants them.
@@ -24,9 +26,76 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn new(requant: &Requant) -> Bounds {
+    /// Results of [`fused`](crate::fused) requantisation have the zero point in them.
+    pub(super) fn new(requant: &Requant, fused: bool) -> Bounds {
         let Requant { zero_point, clamp } = *requant;
-        Bounds { zero_point: i16::from(zero_point), low: clamp.low, high: clamp.high }
+        let zero_point = if fused { 0 } else { i16::from(zero_point) };
+        Bounds { zero_point, low: clamp.low, high: clamp.high }
+    }
+}
+
+/// Where the factors of a vector of sums are.
+#[derive(Clone, Copy)]
+pub(crate) struct Factors {
+    pub(super) multipliers: *const f32,
+    pub(super) shifts: *const f32,
+    /// Of tiers without fused operations: a vector's multipliers and then its shifts, both as f64.
+    pub(super) exact: *const f64,
+}
+
+/// All factors of a step, in the order of the lanes.
+pub(super) struct AllFactors {
+    multipliers: Aligned<f32>,
+    shifts: Aligned<f32>,
+    exact: Aligned<f64>,
+    pub(super) fused: bool,
+}
+
+impl AllFactors {
+    pub(super) fn new<V: Vector>(multipliers: Aligned<f32>, shifts: Aligned<f32>, fused: bool) -> AllFactors {
+        let mut exact = Aligned::zeroed(if V::EXACTLY && fused { 2 * shifts.len() } else { 0 });
+        for (at, to) in exact.chunks_exact_mut(2 * V::LANES).enumerate() {
+            for lane in 0..V::LANES {
+                to[lane] = f64::from(multipliers[at * V::LANES + lane]);
+                to[V::LANES + lane] = whole(shifts[at * V::LANES + lane]);
+            }
+        }
+        AllFactors { multipliers, shifts, exact, fused }
+    }
+
+    /// Those from a lane on.
+    pub(super) fn from(&self, lane: usize) -> Factors {
+        Factors {
+            multipliers: self.multipliers[lane..].as_ptr(),
+            shifts: self.shifts[lane..].as_ptr(),
+            exact: self.exact.get(2 * lane..).unwrap_or(&[]).as_ptr(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.multipliers.len() * 8 + self.exact.len() * 8
+    }
+}
+
+impl Factors {
+    /// The results of a vector of sums, as i32: the first's, or those of `vectors` further on.
+    ///
+    /// # Safety
+    /// The tier's features are there, and factors for so many vectors.
+    #[inline(always)]
+    pub(super) unsafe fn results<V: Vector, const FUSED: bool>(self, sums: V, vectors: usize) -> V {
+        let lanes = vectors * V::LANES;
+        // SAFETY: the caller's contract.
+        unsafe {
+            if !FUSED {
+                return sums.rounded(self.multipliers.add(lanes));
+            }
+            sums.fused(Factors {
+                multipliers: self.multipliers.add(lanes),
+                shifts: self.shifts.add(lanes),
+                exact: self.exact.wrapping_add(2 * lanes),
+            })
+        }
     }
 }
 
@@ -54,6 +123,10 @@ pub(crate) trait Vector: Copy + Send + Sync + 'static {
     unsafe fn dot_words(self, x: Self, w: Self) -> Self;
     /// `round_ties_even(self as f32 * multiplier)`, within i32.
     unsafe fn rounded(self, multipliers: *const f32) -> Self;
+    /// Whether [`Vector::fused`] reads [`Factors::exact`].
+    const EXACTLY: bool;
+    /// The results of sums as [`crate::fused`] requantises them.
+    unsafe fn fused(self, factors: Factors) -> Self;
     /// Four vectors of i32 to one of u8: byte `4 * q + j` of 128-bit lane `l` is element `4 * l + j` of vector `q`.
     unsafe fn pack(whole: [Self; 4], bounds: &Bounds) -> Self;
     /// Vectors of 16 i32 together to 16 u8, channels ordered as [`lane`] says.
