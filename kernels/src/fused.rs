@@ -8,8 +8,8 @@
 //! The numbers added before and after have to cancel. Of all pairs that fit, one is looked for that does so within [`EXACT`]:
 //! `before` times the multiplier is nearly a whole number, so a continued fraction finds it.
 //!
-//! Ties are what fused f32, f64 and whole numbers could round differently. Where sums meet them the layer is left alone; else
-//! the last bit of a multiplier is set: an odd number of 24 bits times less than 2^24 has none.
+//! Ties are what fused f32, f64 and whole numbers could round differently. Where sums meet them often, as with powers of two, the
+//! layer is left alone; where they might, the last bit of a multiplier is set, which leaves none.
 
 /// Least of the sums as whole numbers.
 const LEAST: i64 = 1 << 23;
@@ -75,24 +75,25 @@ fn rounded(value: f64) -> f64 {
     (value + WHOLE) - WHOLE
 }
 
-/// The multiplier with its last bit set, then those next to it, in the order in which they are tried. Two units in the last place
-/// more or less show in as few results as [`EXACT`] does: nearly all channels do without.
+/// The multiplier, and those next to it in the order in which they are tried, none of which has ties: odd numbers of 24 bits times
+/// less than 2^24 have none. A few units in the last place show in few results, and nearly all channels do without.
 fn multipliers(multiplier: f32) -> [f32; 5] {
-    let bits = multiplier.to_bits() | 1;
-    [bits, bits + 2, bits - 2, bits + 4, bits - 4].map(f32::from_bits)
+    let bits = multiplier.to_bits();
+    let own = if period_of_ties(multiplier) > MOST { bits } else { bits | 1 };
+    [own, bits | 1, (bits | 1) + 2, (bits | 1) - 2, (bits | 1) + 4].map(f32::from_bits)
 }
 
-/// Whether some products of whole numbers lie half way between two, but for rare ones.
-fn has_ties(multiplier: f32) -> bool {
+/// Products of the multiplier that lie half way between two whole numbers are those of multiples of this, and of no others.
+fn period_of_ties(multiplier: f32) -> i64 {
     let mantissa = multiplier.to_bits() & 0x7f_ffff | 0x80_0000;
-    // The multiplier is the mantissa, an odd number times 2^zeros, by 2^exponent.
+    // The multiplier is the mantissa, an odd number times a power of two, by 2^exponent.
     let exponent = 150 - (multiplier.to_bits() >> 23);
-    1 << (exponent - 1 - mantissa.trailing_zeros()) < RARE
+    1 << (exponent - 1 - mantissa.trailing_zeros())
 }
 
 /// The multiplier to use, what to add to the sums of a channel before it, and what to take from their products.
 fn added(multiplier: f32, range: (i64, i64)) -> Option<(f32, f64, f64)> {
-    if !MULTIPLIERS.contains(&multiplier) || has_ties(multiplier) {
+    if !MULTIPLIERS.contains(&multiplier) || period_of_ties(multiplier) < RARE {
         return None;
     }
     multipliers(multiplier).into_iter().find_map(|multiplier| {

@@ -132,7 +132,7 @@ mod portable {
             expected
         };
         super::check(name, Tier::Portable, count, make, nearest);
-        assert!(other * 2000 < all, "{other} of {all} results are not those of the definition");
+        assert!(other * 20_000 < all, "{other} of {all} results are not those of the definition");
     }
 
     #[test]
