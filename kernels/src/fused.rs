@@ -227,10 +227,9 @@ mod tests {
 
     #[test]
     fn nearly_every_layer_is_fused() {
-        let fused = channels(20_000)
-            .filter(|channel| channel.factors.1.to_bits() == channel.multiplier.to_bits() | 1);
-        let unchanged = fused.count();
-        assert!(unchanged > 19_500, "{unchanged} of 20000 channels keep their multiplier");
+        let changed = |c: &Channel| c.factors.1.to_bits().abs_diff(c.multiplier.to_bits());
+        let near = channels(20_000).filter(|channel| changed(channel) <= 1).count();
+        assert!(near > 19_500, "of 20000 channels only {near} keep their multiplier but for its last bit");
         // Round numbers, whose inverses' multiples are far from whole for long.
         for multiplier in [0.001, 0.002, 0.0025, 0.005, 0.01 / 3.0, 1.0 / 300.0] {
             assert!(added(multiplier, (-200_000, 200_000)).is_some(), "{multiplier}");

@@ -11,8 +11,8 @@
 //! - Requantisation: `q = clamp(round_ties_even(acc as f32 * multiplier) + zy, low, high)`; the product is one f32
 //!   multiplication, and what leaves i32 saturates. Where all sums of a layer span less than 2^23 and their results fit i16,
 //!   as those of most layers do, it is one fused operation instead, with whole numbers `a` and `b` by channel:
-//!   `q = clamp(round((acc + a) * multiplier + b), low, high)`, the last bit of `multiplier` set. `a * multiplier + b` is `zy` but
-//!   for a small part of `multiplier`: one result of many thousand differs, by one.
+//!   `q = clamp(round((acc + a) * multiplier + b), low, high)`. `a * multiplier + b` is `zy` within 2^-18, `multiplier` the
+//!   given one within a few units in the last place: about ten results in a million differ, by one.
 //! - Addition: `clamp(round_ties_even(((a − za) as f32 * ma + (b − zb) as f32 * mb) + zy as f32), low, high)`, each operation
 //!   rounded to f32 on its own, never contracted. Zero points go first, so that tensors shifted from i8 give the same bits.
 //! - Multiplication: `acc = (a − za)·(b − zb)`, then `clamp(round_ties_even(acc as f32 * multiplier + zy as f32), low, high)`,
