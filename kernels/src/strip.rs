@@ -52,7 +52,8 @@ pub(crate) struct Phase {
 }
 
 impl Strips {
-    /// For vectors of `vector` bytes, of which up to `parts` positions may share one where pixels do not fill it.
+    /// For vectors of `vector` bytes, of which up to `parts` positions may share one where pixels do not fill it. Vectors run on
+    /// over pixels where that takes no more than `flat_weights` bytes, usually [`FLAT_WEIGHTS`].
     pub(crate) fn new(
         step: &Depthwise,
         vector: usize,

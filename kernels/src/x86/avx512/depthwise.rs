@@ -33,10 +33,8 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
         return portable::packed(step);
     }
     let tap = step.tap_step[1];
-    let slides = !step.shifts.is_empty()
-        && step.kernel == [3, 3]
-        && step.step[0] <= 2 * step.tap_step[0]
-        && passes(&step.weights) == 1;
+    let slides = !step.shifts.is_empty() && step.kernel == [3, 3] && passes(&step.weights) == 1;
+    // Windows of neighbouring pixels then share columns, which vectors that run on over pixels do not.
     let flat = if slides && step.output.pixel > VECTOR { 0 } else { FLAT_WEIGHTS };
     let strips = Strips::new(&step, VECTOR, 4, Kept::Bytes, flat);
     let slide = (1..=2).find(|apart| slides && strips.advance[0] == apart * tap).map(|apart| (tap, apart));
