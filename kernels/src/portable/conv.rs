@@ -104,6 +104,7 @@ impl<'a> Finish<'a> {
         Finish { requant, residual, table, output }
     }
 
+    #[inline(always)]
     fn store(&self, arena: &mut [u8], [y, x, channel]: [usize; 3], acc: i32, factors: (f32, Option<&f32>)) {
         let mut q = match factors {
             (multiplier, None) => self.requant.apply(acc, multiplier),

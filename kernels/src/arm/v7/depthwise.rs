@@ -1,6 +1,6 @@
 //! Depthwise convolution: two taps of 16 channels at a time, for two neighbouring pixels.
 
-use super::{Rounding, Work, tractd_v7_depthwise};
+use super::{FMA, Rounding, Work, tractd_v7_depthwise};
 use crate::arm::depthwise::Block;
 
 /// Pixels computed together.
@@ -26,6 +26,7 @@ impl Block<'_> {
             rounding: Rounding::new(self.requant),
             shifts: if self.fused { self.shifts } else { std::ptr::null() },
             bounds: [self.requant.clamp.low, self.requant.clamp.high],
+            fma: *FMA,
         };
         // SAFETY: the caller's contract; the tier was detected.
         unsafe { tractd_v7_depthwise(&work) };

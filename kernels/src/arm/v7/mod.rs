@@ -7,6 +7,7 @@ pub(super) mod rows;
 mod tile;
 
 use std::arch::global_asm;
+use std::sync::LazyLock;
 
 use super::conv;
 use crate::Tier;
@@ -41,11 +42,21 @@ pub(crate) fn kernels(tier: Tier) -> Option<&'static Kernels> {
     (tier == Tier::ArmV7Neon && has_neon()).then_some(&KERNELS)
 }
 
+/// Linux, `arch/arm/include/uapi/asm/hwcap.h`.
+const HWCAP_NEON: libc::c_ulong = 1 << 12;
+/// With fused operations: all of these processors but the Cortex-A8, the A9 and some of their time.
+const HWCAP_VFPV4: libc::c_ulong = 1 << 16;
+
+/// Asked of the system once: each tile wants to know.
+static FMA: LazyLock<bool> = LazyLock::new(|| has(HWCAP_VFPV4));
+
 fn has_neon() -> bool {
-    /// Linux, `arch/arm/include/uapi/asm/hwcap.h`.
-    const HWCAP_NEON: libc::c_ulong = 1 << 12;
+    has(HWCAP_NEON)
+}
+
+fn has(capability: libc::c_ulong) -> bool {
     // SAFETY: reads a value that the system gave the process.
-    unsafe { libc::getauxval(libc::AT_HWCAP) & HWCAP_NEON != 0 }
+    unsafe { libc::getauxval(libc::AT_HWCAP) & capability != 0 }
 }
 
 /// 1.5 · 2^23 as bits: added to a small float it leaves the nearest whole number, ties to even, in the low bits.
@@ -67,6 +78,8 @@ struct Work {
     shifts: *const f32,
     /// Of fused results.
     bounds: [u8; 2],
+    /// Whether there are fused operations.
+    fma: bool,
 }
 
 /// Bounds less the zero point, and what to take from the bits of a rounded sum. The assembly knows the order of the fields.

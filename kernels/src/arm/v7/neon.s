@@ -17,6 +17,7 @@
 .equ WORK_ROUNDING, 40
 .equ WORK_SHIFTS, 52
 .equ WORK_BOUNDS, 56
+.equ WORK_FMA, 58
 
 @ Saves the caller's registers, loads the fields of Work and starts the sums of both pixels, q8-q11 and q12-q15.
 @ r1, r2: reads; r5: offsets; r6: long; r7: short; r8: weights.
@@ -52,9 +53,65 @@
     vorr.i32 \to, #0x00400000
 .endm
 
-@ Vectors of sums of both pixels, as fused.rs says; there are no fused operations here, so the products are whole numbers.
+@ Stores q8 and q12 and returns.
+.macro v7_return
+    ldr r9, [r0, #WORK_WRITE_0]
+    ldr r10, [r0, #WORK_WRITE_1]
+    vst1.8 {d16, d17}, [r9]
+    vst1.8 {d24, d25}, [r10]
+    vpop {d8-d15}
+    pop {r3-r11, pc}
+.endm
+
+@ Results in the low halves of q8-q15 to bytes within bounds; stores them and returns.
+.macro v7_return_fused
+    vmovn.i32 d16, q8
+    vmovn.i32 d17, q9
+    vmovn.i32 d18, q10
+    vmovn.i32 d19, q11
+    vmovn.i32 d24, q12
+    vmovn.i32 d25, q13
+    vmovn.i32 d26, q14
+    vmovn.i32 d27, q15
+    add r9, r0, #WORK_BOUNDS
+    vld1.8 {d0[], d1[]}, [r9]!
+    vld1.8 {d2[], d3[]}, [r9]
+    vqmovun.s16 d16, q8
+    vqmovun.s16 d17, q9
+    vqmovun.s16 d24, q12
+    vqmovun.s16 d25, q13
+    vmax.u8 q8, q8, q0
+    vmax.u8 q12, q12, q0
+    vmin.u8 q8, q8, q1
+    vmin.u8 q12, q12, q1
+    v7_return
+.endm
+
+@ A vector of sums of both pixels, as fused.rs says. r9: multipliers, r10: shifts.
+.macro v7_fused a, b
+    vld1.32 {d0, d1}, [r9]!
+    vld1.32 {d2, d3}, [r10]!
+    vmov q2, q1
+    vfma.f32 q1, \a, q0
+    vfma.f32 q2, \b, q0
+    vmov \a, q1
+    vmov \b, q2
+.endm
+
+.fpu neon-vfpv4
+.p2align 4
+v7_finish_fma:
+    ldr r9, [r0, #WORK_MULTIPLIERS]
+    v7_fused q8, q12
+    v7_fused q9, q13
+    v7_fused q10, q14
+    v7_fused q11, q15
+    v7_return_fused
+.fpu neon
+
+@ The same without fused operations: the products are whole numbers.
 @ r9: multipliers, r10: shifts; q5: the bits of 1.5 * 2^23, q6: 150, q7: the bits of a sum less its value.
-.macro v7_fused a, a_low, a_high, b, b_low, b_high
+.macro v7_whole_products a, a_low, a_high, b, b_low, b_high
     vld1.32 {d0, d1}, [r9]!
     vld1.32 {d2, d3}, [r10]!
     @ Exponents, as shifts to the right of 64 bits; mantissas; what is added to products.
@@ -83,47 +140,21 @@
     vadd.i32 \b, \b, q1
 .endm
 
-@ Stores q8 and q12 and returns.
-.macro v7_return
-    ldr r9, [r0, #WORK_WRITE_0]
-    ldr r10, [r0, #WORK_WRITE_1]
-    vst1.8 {d16, d17}, [r9]
-    vst1.8 {d24, d25}, [r10]
-    vpop {d8-d15}
-    pop {r3-r11, pc}
-.endm
-
 .p2align 4
 v7_finish_fused:
+    ldrb r9, [r0, #WORK_FMA]
+    cmp r9, #0
+    bne v7_finish_fma
     ldr r9, [r0, #WORK_MULTIPLIERS]
     v7_whole q5
     vmov.i32 q6, #150
     vmov.i32 q7, #0x4a000000
     vorr.i32 q7, #0x00800000
-    v7_fused q8, d16, d17, q12, d24, d25
-    v7_fused q9, d18, d19, q13, d26, d27
-    v7_fused q10, d20, d21, q14, d28, d29
-    v7_fused q11, d22, d23, q15, d30, d31
-    vmovn.i32 d16, q8
-    vmovn.i32 d17, q9
-    vmovn.i32 d18, q10
-    vmovn.i32 d19, q11
-    vmovn.i32 d24, q12
-    vmovn.i32 d25, q13
-    vmovn.i32 d26, q14
-    vmovn.i32 d27, q15
-    add r9, r0, #WORK_BOUNDS
-    vld1.8 {d0[], d1[]}, [r9]!
-    vld1.8 {d2[], d3[]}, [r9]
-    vqmovun.s16 d16, q8
-    vqmovun.s16 d17, q9
-    vqmovun.s16 d24, q12
-    vqmovun.s16 d25, q13
-    vmax.u8 q8, q8, q0
-    vmax.u8 q12, q12, q0
-    vmin.u8 q8, q8, q1
-    vmin.u8 q12, q12, q1
-    v7_return
+    v7_whole_products q8, d16, d17, q12, d24, d25
+    v7_whole_products q9, d18, d19, q13, d26, d27
+    v7_whole_products q10, d20, d21, q14, d28, d29
+    v7_whole_products q11, d22, d23, q15, d30, d31
+    v7_return_fused
 
 @ Requantises the sums of both pixels, stores them and returns.
 .macro v7_finish

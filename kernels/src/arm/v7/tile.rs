@@ -1,6 +1,6 @@
 //! Tiles of convolutions: two pixels × 16 channels.
 
-use super::{Rounding, Work, tractd_v7_tile};
+use super::{FMA, Rounding, Work, tractd_v7_tile};
 use crate::arm::CHANNELS;
 use crate::arm::conv::{Tile, Tiles};
 
@@ -37,6 +37,7 @@ impl Tiles for ArmV7 {
             rounding: Rounding::new(tile.requant),
             shifts: if tile.fused { tile.shifts } else { std::ptr::null() },
             bounds: [tile.requant.clamp.low, tile.requant.clamp.high],
+            fma: *FMA,
         };
         // SAFETY: the trait's contract; the tier was detected.
         unsafe {

@@ -11,7 +11,7 @@ use crate::pack::{Block, Packed, Shape, tiles};
 use crate::portable;
 use crate::step::{Conv, Requant, Residual, Weights};
 
-/// Most pixels of a tile by its vectors: with the weights and one activation they fill the 32 registers.
+/// Most pixels of a tile by its [`kind`]: with the weights and one activation they fill the 32 registers.
 const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 4, 6, 0, 1];
 /// Weights that stay in L1 while all of a band's pixels pass.
 const L1_WEIGHTS: usize = 32 << 10;
@@ -403,11 +403,11 @@ impl<const M: usize, const N: usize, const FETCH: bool> Sums<M, N, FETCH> {
         }
     }
 
-    /// Adds four input values of each pixel, times their weights.
+    /// Adds `P` fours of input values of each pixel, times their weights.
     ///
     /// # Safety
-    /// Fewer fours have been added than there are weights, taps × quads × `N` vectors, 64-byte aligned. Each pointer is to a
-    /// four of a window; the last may reach over the channels by 3 bytes, which the arena's slack covers and zero weights ignore.
+    /// Fewer steps have been added than there are weights, taps × steps × `N` vectors, 64-byte aligned. Each pointer is to the
+    /// fours of a window; the last may reach over the channels by 3 bytes, which the arena's slack covers and zero weights ignore.
     #[inline(always)]
     unsafe fn add<const P: usize>(&mut self, pixels: &[*const u8; M]) {
         // SAFETY: the caller's contract.
