@@ -21,6 +21,12 @@ impl<T: Copy + Default> Aligned<T> {
     }
 }
 
+impl<T: Copy + Default> Default for Aligned<T> {
+    fn default() -> Aligned<T> {
+        Aligned::zeroed(0)
+    }
+}
+
 impl<T> std::ops::Deref for Aligned<T> {
     type Target = [T];
 

@@ -12,7 +12,14 @@ const TOGETHER: usize = 64;
 
 impl Portable for Conv {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        let finish = Finish::new(self.requant, self.residual.as_ref(), self.table.as_deref(), &self.output);
+        let finish = Finish {
+            multipliers: &self.multipliers,
+            shifts: &self.shifts,
+            requant: self.requant,
+            residual: self.residual.as_ref(),
+            table: self.table.as_deref(),
+            output: &self.output,
+        };
         let outputs = self.output.channels;
         let row = self.taps.len() * self.depth;
         for y in rows {
@@ -26,12 +33,7 @@ impl Portable for Conv {
                         let bytes = &memory.arena[base + tap + group * self.depth..][..self.depth];
                         acc = acc.wrapping_add(dot(bytes, weights));
                     }
-                    finish.store(
-                        memory.arena,
-                        [y, x, channel],
-                        acc,
-                        (self.multipliers[channel], self.shifts.get(channel)),
-                    );
+                    finish.store(memory.arena, [y, x, channel], acc);
                 }
             }
         }
@@ -50,7 +52,14 @@ fn dot(bytes: &[u8], weights: &[i16]) -> i32 {
 
 impl Portable for Depthwise {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        let finish = Finish::new(self.requant, self.residual.as_ref(), self.table.as_deref(), &self.output);
+        let finish = Finish {
+            multipliers: &self.multipliers,
+            shifts: &self.shifts,
+            requant: self.requant,
+            residual: self.residual.as_ref(),
+            table: self.table.as_deref(),
+            output: &self.output,
+        };
         let channels = self.output.channels;
         for y in rows {
             for x in 0..self.output.width {
@@ -69,12 +78,7 @@ impl Portable for Depthwise {
                         }
                     }
                     for (channel, &acc) in (first..).zip(&sums[..count]) {
-                        finish.store(
-                            memory.arena,
-                            [y, x, channel],
-                            acc,
-                            (self.multipliers[channel], self.shifts.get(channel)),
-                        );
+                        finish.store(memory.arena, [y, x, channel], acc);
                     }
                 }
             }
@@ -88,27 +92,22 @@ impl Portable for Depthwise {
 
 /// What happens to a sum on its way into the output.
 struct Finish<'a> {
+    multipliers: &'a [f32],
+    /// Empty where requantisation is not fused.
+    shifts: &'a [f32],
     requant: Requant,
     residual: Option<&'a Residual>,
     table: Option<&'a [u8; 256]>,
     output: &'a View,
 }
 
-impl<'a> Finish<'a> {
-    fn new(
-        requant: Requant,
-        residual: Option<&'a Residual>,
-        table: Option<&'a [u8; 256]>,
-        output: &'a View,
-    ) -> Finish<'a> {
-        Finish { requant, residual, table, output }
-    }
-
+impl Finish<'_> {
     #[inline(always)]
-    fn store(&self, arena: &mut [u8], [y, x, channel]: [usize; 3], acc: i32, factors: (f32, Option<&f32>)) {
-        let mut q = match factors {
-            (multiplier, None) => self.requant.apply(acc, multiplier),
-            (multiplier, Some(&shift)) => self.requant.apply_fused(acc, multiplier, shift),
+    fn store(&self, arena: &mut [u8], [y, x, channel]: [usize; 3], acc: i32) {
+        let multiplier = self.multipliers[channel];
+        let mut q = match self.shifts.get(channel) {
+            None => self.requant.apply(acc, multiplier),
+            Some(&shift) => self.requant.apply_fused(acc, multiplier, shift),
         };
         if let Some(Residual { view, sum }) = self.residual {
             q = sum.apply(q, arena[view.offset(y, x) + channel]);

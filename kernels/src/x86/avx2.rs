@@ -11,7 +11,7 @@ use crate::fused::ORIGIN_BITS;
 macro_rules! shared {
     () => {
         const LANES: usize = 8;
-        const EXACTLY: bool = false;
+        const FMA: bool = true;
 
         #[inline(always)]
         unsafe fn load(from: *const u8) -> Self {

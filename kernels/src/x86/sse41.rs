@@ -11,9 +11,9 @@ pub(super) struct Sse41(__m128i);
 
 impl Vector for Sse41 {
     const LANES: usize = 4;
-    const EXACTLY: bool = true;
     const PIXELS: usize = 2;
     const EXACT: bool = false;
+    const FMA: bool = false;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> Self {

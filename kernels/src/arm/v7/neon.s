@@ -53,6 +53,18 @@
     vorr.i32 \to, #0x00400000
 .endm
 
+@ The low halves of q8-q11 to q8 and q9, those of q12-q15 to q12 and q13.
+.macro v7_low_halves
+    vmovn.i32 d16, q8
+    vmovn.i32 d17, q9
+    vmovn.i32 d18, q10
+    vmovn.i32 d19, q11
+    vmovn.i32 d24, q12
+    vmovn.i32 d25, q13
+    vmovn.i32 d26, q14
+    vmovn.i32 d27, q15
+.endm
+
 @ Stores q8 and q12 and returns.
 .macro v7_return
     ldr r9, [r0, #WORK_WRITE_0]
@@ -65,14 +77,7 @@
 
 @ Results in the low halves of q8-q15 to bytes within bounds; stores them and returns.
 .macro v7_return_fused
-    vmovn.i32 d16, q8
-    vmovn.i32 d17, q9
-    vmovn.i32 d18, q10
-    vmovn.i32 d19, q11
-    vmovn.i32 d24, q12
-    vmovn.i32 d25, q13
-    vmovn.i32 d26, q14
-    vmovn.i32 d27, q15
+    v7_low_halves
     add r9, r0, #WORK_BOUNDS
     vld1.8 {d0[], d1[]}, [r9]!
     vld1.8 {d2[], d3[]}, [r9]
@@ -177,14 +182,7 @@ v7_finish_fused:
     v7_requantize q13, q1
     v7_requantize q14, q2
     v7_requantize q15, q3
-    vmovn.i32 d16, q8
-    vmovn.i32 d17, q9
-    vmovn.i32 d18, q10
-    vmovn.i32 d19, q11
-    vmovn.i32 d24, q12
-    vmovn.i32 d25, q13
-    vmovn.i32 d26, q14
-    vmovn.i32 d27, q15
+    v7_low_halves
     vmovn.i16 d16, q8
     vmovn.i16 d17, q9
     vmovn.i16 d24, q12

@@ -22,7 +22,7 @@ struct Depthwise512 {
     /// Bytes between taps along a row, and how many of them lie between positions, where windows of three overlap.
     slide: Option<(usize, usize)>,
     requant: Requant,
-    fused: bool,
+    how: How,
     residual: Option<Residual>,
     table: Option<Box<[u8; 256]>>,
     output: View,
@@ -33,7 +33,7 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
         return portable::packed(step);
     }
     let tap = step.tap_step[1];
-    let slides = !step.shifts.is_empty() && step.kernel == [3, 3] && passes(&step.weights) == 1;
+    let slides = step.kernel == [3, 3] && passes(&step.weights) == 1;
     // Windows of neighbouring pixels then share columns, which vectors that run on over pixels do not.
     let flat = if slides && step.output.pixel > VECTOR { 0 } else { FLAT_WEIGHTS };
     let strips = Strips::new(&step, VECTOR, 4, Kept::Bytes, flat);
@@ -44,7 +44,7 @@ pub(super) fn pack(step: Depthwise) -> Kernel {
         base: step.base,
         step_y: step.step[0],
         requant: step.requant,
-        fused: !step.shifts.is_empty(),
+        how: How::new(&step.requant, !step.shifts.is_empty()),
         residual: step.residual,
         table: step.table,
         output: step.output,
@@ -59,7 +59,7 @@ impl Run for Depthwise512 {
             let (first, keep) = self.strips.rows_at(y, rows.end);
             // SAFETY: the module's contract; `first` and, of two rows, the one after are rows of the output.
             unsafe {
-                match (self.strips.rows, Finish::new(&self.requant, self.fused).how) {
+                match (self.strips.rows, self.how) {
                     (2, How::Fused) => self.strip::<2, FUSED>(arena, first, keep),
                     (2, How::Bounded) => self.strip::<2, BOUNDED>(arena, first, keep),
                     (2, How::Plain) => self.strip::<2, PLAIN>(arena, first, keep),
@@ -87,7 +87,7 @@ impl Depthwise512 {
     /// `R` output rows from `y` on.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn strip<const R: usize, const HOW: u8>(&self, arena: *mut u8, y: usize, keep: [bool; 2]) {
-        let finish = Finish::new(&self.requant, self.fused);
+        let finish = Finish::new(&self.requant);
         for (index, phase) in self.strips.phases.iter().enumerate() {
             let advance = self.strips.advance;
             let vector = Vector {

@@ -106,11 +106,21 @@ enum How {
     Plain,
 }
 
+impl How {
+    fn new(requant: &Requant, fused: bool) -> How {
+        match fused {
+            true if requant.clamp == Clamp::default() => How::Fused,
+            true => How::Bounded,
+            false => How::Plain,
+        }
+    }
+}
+
 const FUSED: u8 = How::Fused as u8;
 const BOUNDED: u8 = How::Bounded as u8;
 const PLAIN: u8 = How::Plain as u8;
 
-/// The factors of four vectors of sums, and what else they need to become bytes.
+/// Zero point and bounds of sums that become bytes, spread over vectors.
 #[derive(Clone, Copy)]
 struct Finish {
     low: __m512i,
@@ -118,13 +128,12 @@ struct Finish {
     /// The bounds less the zero point, and the zero point.
     range: [__m512; 2],
     zero_point: __m512i,
-    how: How,
 }
 
 impl Finish {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn new(requant: &Requant, fused: bool) -> Finish {
+    fn new(requant: &Requant) -> Finish {
         let Requant { zero_point, clamp } = *requant;
         let bound = |bound: u8| _mm512_set1_ps(f32::from(bound) - f32::from(zero_point));
         Finish {
@@ -132,11 +141,6 @@ impl Finish {
             high: _mm512_set1_epi8(clamp.high as i8),
             range: [bound(clamp.low), bound(clamp.high)],
             zero_point: _mm512_set1_epi32(i32::from(zero_point)),
-            how: match fused {
-                true if clamp == Clamp::default() => How::Fused,
-                true => How::Bounded,
-                false => How::Plain,
-            },
         }
     }
 

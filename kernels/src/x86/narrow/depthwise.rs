@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::{AllFactors, Bounds, Factors, Vector, fits, rows::Rows, store_part};
-use crate::arena::Aligned;
 use crate::kernel::{Kernel, Memory, Run};
 use crate::layout::View;
 use crate::portable;
@@ -33,8 +32,8 @@ pub(crate) fn pack<V: Vector>(step: Depthwise, strip: Strip, rows: &'static Rows
     }
     let kept = if V::EXACT || neighbours_fit(&step) { Kept::Bytes } else { Kept::Words };
     let mut strips = Strips::new(&step, V::LANES * 4, 1, kept, FLAT_WEIGHTS);
-    let multipliers = std::mem::replace(&mut strips.multipliers, Aligned::zeroed(0));
-    let shifts = std::mem::replace(&mut strips.shifts, Aligned::zeroed(0));
+    let multipliers = std::mem::take(&mut strips.multipliers);
+    let shifts = std::mem::take(&mut strips.shifts);
     Box::new(Packed {
         strips,
         kept,

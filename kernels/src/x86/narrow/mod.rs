@@ -53,7 +53,7 @@ pub(super) struct AllFactors {
 
 impl AllFactors {
     pub(super) fn new<V: Vector>(multipliers: Aligned<f32>, shifts: Aligned<f32>, fused: bool) -> AllFactors {
-        let mut exact = Aligned::zeroed(if V::EXACTLY && fused { 2 * shifts.len() } else { 0 });
+        let mut exact = Aligned::zeroed(if fused && !V::FMA { 2 * shifts.len() } else { 0 });
         for (at, to) in exact.chunks_exact_mut(2 * V::LANES).enumerate() {
             for lane in 0..V::LANES {
                 to[lane] = f64::from(multipliers[at * V::LANES + lane]);
@@ -110,6 +110,8 @@ pub(crate) trait Vector: Copy + Send + Sync + 'static {
     const PIXELS: usize;
     /// Whether [`Vector::dot`] is exact for all i8; otherwise only where [`fits`] says so of the pairs of neighbours.
     const EXACT: bool;
+    /// Whether multiplying and adding is one operation; otherwise [`Vector::fused`] reads [`Factors::exact`].
+    const FMA: bool;
 
     unsafe fn load(from: *const u8) -> Self;
     unsafe fn store(self, to: *mut u8);
@@ -123,8 +125,6 @@ pub(crate) trait Vector: Copy + Send + Sync + 'static {
     unsafe fn dot_words(self, x: Self, w: Self) -> Self;
     /// `round_ties_even(self as f32 * multiplier)`, within i32.
     unsafe fn rounded(self, multipliers: *const f32) -> Self;
-    /// Whether [`Vector::fused`] reads [`Factors::exact`].
-    const EXACTLY: bool;
     /// The results of sums as [`crate::fused`] requantises them.
     unsafe fn fused(self, factors: Factors) -> Self;
     /// Four vectors of i32 to one of u8: byte `4 * q + j` of 128-bit lane `l` is element `4 * l + j` of vector `q`.
