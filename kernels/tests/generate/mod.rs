@@ -255,7 +255,11 @@ pub(crate) fn dense(rng: &mut Rng) -> Case {
             return b.conv(input, window, 1, c_out);
         }
         let rows = if b.rng.chance(60) { 1 } else { b.rng.range(2, 30) };
-        let (depth, c_out) = (b.rng.range(1, 300), b.rng.range(1, 300));
+        // Few outputs of many inputs are summed side by side, of whole numbers of fours.
+        let (depth, c_out) = match b.rng.chance(30) {
+            true => (b.rng.range(10, 20) * 16, b.rng.range(1, 80)),
+            false => (b.rng.range(1, 300), b.rng.range(1, 300)),
+        };
         let input = b.loaded([rows, 1, depth]);
         b.conv(input, Window::square(1, 1), 1, c_out)
     })
@@ -499,13 +503,13 @@ pub(crate) fn quantize(rng: &mut Rng) -> Case {
         b.spec.inputs.push(External { element, layout, height, width, channels });
         let mut bytes = vec![];
         for _ in 0..height * width * channels {
-            let half = b.rng.range(0, 600) as f32 / 2.0 - 150.0;
+            let half = b.rng.range(0, 1200) as f32 / 2.0 - 300.0;
             let value = match b.rng.range(0, 19) {
                 0 => {
                     b.rng.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 1e-40, -0.0])
                 }
                 1..=9 => half * scale,
-                _ => (b.rng.unit() - 0.5) * 400.0 * scale,
+                _ => (b.rng.unit() - 0.5) * 600.0 * scale,
             };
             bytes.extend(value.to_le_bytes());
         }

@@ -39,6 +39,8 @@ struct Packed512 {
     output: View,
     /// Rows between which all blocks of channels are computed.
     band: usize,
+    /// Whether there is one pixel, and no block needs to bring the next one near.
+    lone: bool,
 }
 
 pub(super) fn pack(conv: Conv<Weights<'_>>) -> Kernel {
@@ -52,6 +54,7 @@ pub(super) fn pack(conv: Conv<Weights<'_>>) -> Kernel {
     let near = packed.weights.len() <= L1_WEIGHTS || packed.blocks.len() == 1;
     Box::new(Packed512 {
         band: if near { BAND.div_ceil(conv.output.width) } else { conv.output.height },
+        lone: pixels == 1 && packed.weights.len() <= L2_WEIGHTS,
         packed,
         base: conv.base,
         step: conv.step,
@@ -98,14 +101,17 @@ fn lane(vectors: usize, c: usize) -> usize {
 
 impl Run for Packed512 {
     fn run(&self, memory: &mut Memory<'_, '_>, rows: Range<usize>) {
-        for y in rows.clone().step_by(self.band) {
-            let band = y..rows.end.min(y + self.band);
-            let ahead = if band.end == rows.end { memory.ahead } else { &[] };
-            let rows = band;
+        // No range's step_by, which divides.
+        let mut next = rows.start;
+        while next < rows.end {
+            let end = rows.end.min(next + self.band);
+            let ahead = if end == rows.end { memory.ahead } else { &[] };
+            let rows = std::mem::replace(&mut next, end)..end;
             // SAFETY: the module's contract; these are rows of the output.
             unsafe {
                 let arena = memory.arena.as_mut_ptr();
                 match ahead {
+                    [] if self.lone => self.pixel(arena),
                     [] => self.pixels::<false>(arena, rows.clone(), ahead),
                     _ => self.pixels::<true>(arena, rows.clone(), ahead),
                 }
@@ -147,6 +153,62 @@ impl Packed512 {
         self.packed.taps.len() * block.quads / block.phases
     }
 
+    /// All channels of the only pixel: where there is so little to compute, what [`Self::pixels`] does before it costs as much.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn pixel(&self, arena: *mut u8) {
+        let finish = Finish::new(&self.requant);
+        for block in &self.packed.blocks {
+            let tile = self.tile(block, &finish, usize::MAX, [0, 0]);
+            // SAFETY: there is one pixel; the block's weights and factors are packed for its vectors.
+            unsafe {
+                let Cursor { read, write, .. } = self.cursor(arena, block, 0);
+                match kind(block) {
+                    1 => lone::<1, 1, 1>(&tile, read, write),
+                    2 => lone::<2, 2, 1>(&tile, read, write),
+                    3 => lone::<3, 3, 1>(&tile, read, write),
+                    4 => lone::<4, 4, 1>(&tile, read, write),
+                    5 => lone::<1, 4, 4>(&tile, read, write),
+                    6 => lone::<2, 4, 2>(&tile, read, write),
+                    _ => lone::<8, 8, 1>(&tile, read, write),
+                }
+            }
+        }
+    }
+
+    /// What the tiles of a block share, in rows of `width` pixels.
+    #[inline(always)]
+    fn tile<'a>(&'a self, block: &Block, finish: &'a Finish, width: usize, turn: [isize; 2]) -> Tile<'a> {
+        let step = [self.step[1], self.output.pixel];
+        let stored = (self.output.pixel - block.channel).min(block.vectors * 16);
+        Tile {
+            taps: &self.packed.taps,
+            steps: block.quads / block.phases,
+            weights: self.packed.weights[block.weights..].as_ptr(),
+            bias: self.packed.bias[block.bias..].as_ptr(),
+            multipliers: self.packed.multipliers[block.factors..].as_ptr(),
+            shifts: self.packed.shifts[block.factors..].as_ptr(),
+            finish,
+            how: self.how,
+            stored,
+            dense: stored == block.vectors * 16 && stored == step[1],
+            width,
+            step,
+            turn,
+            fetch_step: 0,
+        }
+    }
+
+    /// # Safety
+    /// The arena holds what the layer reads and writes, and the row is one of the output's.
+    #[inline(always)]
+    unsafe fn cursor(&self, arena: *mut u8, block: &Block, row: usize) -> Cursor {
+        let read = self.base + block.depth + row * self.step[0];
+        let write = self.output.offset(row, 0) + block.channel;
+        // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena.
+        let (read, write) = unsafe { (arena.add(read), arena.add(write)) };
+        Cursor { x: 0, read, write, fetch: read }
+    }
+
     /// All channels of these rows. Towards the end, the beginning of `ahead` is brought near, if there is any: where there is
     /// little to compute, even asking costs.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -161,29 +223,11 @@ impl Packed512 {
         let width = if turn == [0, 0] { usize::MAX } else { width };
         let pixels = rows.len() * self.output.width;
         let (first, mut ahead) = if AHEAD { self.share(pixels, ahead) } else { (usize::MAX, ahead) };
+        let finish = Finish::new(&self.requant);
         for (at, block) in self.packed.blocks.iter().enumerate() {
-            let stored = (self.output.pixel - block.channel).min(block.vectors * 16);
-            let mut tile = Tile {
-                taps: &self.packed.taps,
-                steps: block.quads / block.phases,
-                weights: self.weights_of(block).as_ptr(),
-                bias: self.packed.bias[block.bias..].as_ptr(),
-                multipliers: self.packed.multipliers[block.factors..].as_ptr(),
-                shifts: self.packed.shifts[block.factors..].as_ptr(),
-                finish: Finish::new(&self.requant),
-                how: self.how,
-                stored,
-                dense: stored == block.vectors * 16 && stored == step[1],
-                width,
-                step,
-                turn,
-                fetch_step: 0,
-            };
-            let read = self.base + block.depth + rows.start * self.step[0];
-            let write = self.output.offset(rows.start, 0) + block.channel;
-            // SAFETY: the offsets are those of a pixel's window and of the pixel, inside the arena.
-            let (read, write) = unsafe { (arena.add(read), arena.add(write)) };
-            let mut cursor = Cursor { x: 0, read, write, fetch: tile.weights };
+            let mut tile = self.tile(block, &finish, width, turn);
+            // SAFETY: the pixels are there.
+            let mut cursor = unsafe { self.cursor(arena, block, rows.start) };
             let mut cut = cut(pixels, kind(block));
             let count = count(&cut);
             // The next tiles, and what is brought near meanwhile.
@@ -266,7 +310,7 @@ fn kind(block: &Block) -> usize {
 /// Pixels as tiles of a block of this kind: about equal ones, whose pixels fill the vectors that are stored, and one of the rest.
 fn cut(pixels: usize, kind: usize) -> Cut {
     let grain = grain(kind);
-    if pixels < grain {
+    if pixels <= grain {
         return [(pixels, 1), (0, 0), (0, 0)];
     }
     let (count, least, larger) = tiles(pixels / grain, PIXELS[kind] / grain);
@@ -304,7 +348,7 @@ struct Tile<'a> {
     bias: *const i32,
     multipliers: *const f32,
     shifts: *const f32,
-    finish: Finish,
+    finish: &'a Finish,
     how: How,
     /// Bytes written per pixel.
     stored: usize,
@@ -378,6 +422,23 @@ unsafe fn kernel<const M: usize, const N: usize, const V: usize, const P: usize,
         }
     }
     *cursor = Cursor { x, read, write, fetch };
+}
+
+/// A tile of one pixel.
+///
+/// # Safety
+/// As for [`kernel`].
+#[inline(always)]
+unsafe fn lone<const N: usize, const V: usize, const P: usize>(
+    tile: &Tile<'_>,
+    read: *const u8,
+    write: *mut u8,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let acc = joined::<1, N, V>(sums::<1, V, P, false>(tile, &[read], read));
+        finish(&acc, tile, &[write], false);
+    }
 }
 
 /// The sums of a tile while they grow, and what is read next. Fetches the next block's weights ahead or not.

@@ -12,6 +12,9 @@ use crate::step::{Dequantize, Quantize};
 /// Bytes ahead in each plane that are brought near: rows of planes are too short for the processor to see the pattern.
 const AHEAD: usize = 2048;
 
+/// Quotients beyond this are the same to a byte as one that is this far from zero, whatever the zero point.
+const FAR: f32 = 1024.0;
+
 struct Packed<T>(T);
 
 pub(super) fn quantize(step: Quantize) -> Kernel {
@@ -52,28 +55,33 @@ impl Run for Packed<Quantize> {
 }
 
 impl Quantize {
-    /// `round(x / scale)` clamped so that the zero point can be added: i32 in 0..=255. The quotient is the correctly rounded
-    /// one: a product with the reciprocal, corrected once by the exact remainder.
+    /// `round(x / scale)`, of far quotients only the side, as i32 that [`Quantize::bytes`] takes; a NaN is far below. The quotient
+    /// is the correctly rounded one: a product with the reciprocal, corrected once by the exact remainder.
     ///
     /// # Safety
     /// Those of 16 floats whose bits are in `keep` are readable.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,fma")]
     unsafe fn sixteen(&self, from: *const u8, keep: __mmask16) -> __m512i {
         let (scale, inverse) = (_mm512_set1_ps(self.scale), _mm512_set1_ps(1.0 / self.scale));
-        let zero_point = f32::from(self.output.zero_point);
+        let far = self.scale * FAR;
         // SAFETY: the caller's contract.
         let x = unsafe { _mm512_maskz_loadu_ps(keep, from.cast()) };
-        // Far outside of u8 only the side matters, and a finite estimate keeps infinities out of the remainder.
-        let far = _mm512_set1_ps(65536.0);
-        let estimate = _mm512_mul_ps(x, inverse);
-        let estimate = _mm512_max_ps(_mm512_min_ps(estimate, far), _mm512_set1_ps(-65536.0));
-        let remainder = _mm512_fnmadd_ps(estimate, scale, x);
-        let quotient = _mm512_fmadd_ps(remainder, inverse, estimate);
         // The second operand comes out where the first is no number.
-        let quotient = _mm512_max_ps(quotient, _mm512_set1_ps(-zero_point));
-        let quotient = _mm512_min_ps(quotient, _mm512_set1_ps(255.0 - zero_point));
-        _mm512_add_epi32(_mm512_cvtps_epi32(quotient), _mm512_set1_epi32(i32::from(self.output.zero_point)))
+        let x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-far)), _mm512_set1_ps(far));
+        let estimate = _mm512_mul_ps(x, inverse);
+        let remainder = _mm512_fnmadd_ps(estimate, scale, x);
+        _mm512_cvtps_epi32(_mm512_fmadd_ps(remainder, inverse, estimate))
+    }
+
+    /// The zero point added, and 64 bytes: byte `4 * q + j` of 128-bit lane `l` is element `4 * l + j` of vector `q`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn bytes(&self, rounded: [__m512i; 4]) -> __m512i {
+        let zero_point = _mm512_set1_epi16(i16::from(self.output.zero_point));
+        let low = _mm512_adds_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), zero_point);
+        let high = _mm512_adds_epi16(_mm512_packs_epi32(rounded[2], rounded[3]), zero_point);
+        _mm512_packus_epi16(low, high)
     }
 }
 
@@ -84,17 +92,30 @@ impl Packed<Quantize> {
     /// `elements` floats are readable at `from` and as many bytes writable at `to`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
     unsafe fn dense(&self, from: *const u8, to: *mut u8, elements: usize) {
-        for at in (0..elements).step_by(64) {
-            let quarter = |q: usize| {
-                let keep = mask((elements - at).saturating_sub(q * 16).min(16)) as __mmask16;
-                // SAFETY: masked to the elements.
-                unsafe { self.0.sixteen(from.wrapping_add((at + q * 16) * 4), keep) }
-            };
-            let words =
-                [_mm512_packs_epi32(quarter(0), quarter(1)), _mm512_packs_epi32(quarter(2), quarter(3))];
-            let bytes = _mm512_permutexvar_epi32(unpacked(), _mm512_packus_epi16(words[0], words[1]));
-            // SAFETY: masked to the elements.
-            unsafe { store(to.add(at), mask(elements - at), bytes) };
+        let whole = elements / 64 * 64;
+        // SAFETY: these are elements.
+        unsafe {
+            for at in (0..whole).step_by(64) {
+                self.sixty_four(from.add(at * 4), to.add(at), [__mmask16::MAX; 4], u64::MAX);
+            }
+            let rest = elements - whole;
+            if rest > 0 {
+                let keep = [0, 16, 32, 48].map(|q| mask(rest.saturating_sub(q).min(16)) as __mmask16);
+                self.sixty_four(from.add(whole * 4), to.add(whole), keep, mask(rest));
+            }
+        }
+    }
+
+    /// # Safety
+    /// Those of 64 floats whose bits are in `keep` are readable, and as many bytes, whose bits are in `stored`, writable.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+    unsafe fn sixty_four(&self, from: *const u8, to: *mut u8, keep: [__mmask16; 4], stored: u64) {
+        // SAFETY: the caller's contract; of a vector that is left out, no byte is read.
+        unsafe {
+            let quarter = |q: usize| self.0.sixteen(from.wrapping_add(q * 64), keep[q]);
+            let bytes = self.0.bytes([quarter(0), quarter(1), quarter(2), quarter(3)]);
+            store(to, stored, _mm512_permutexvar_epi32(unpacked(), bytes));
         }
     }
 
@@ -105,24 +126,30 @@ impl Packed<Quantize> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
     unsafe fn planes(&self, from: *const u8, plane: usize, to: *mut u8) {
         let output = &self.0.output;
-        let three =
-            _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+        // Of each pixel of a 128-bit lane one byte from each of its four words.
+        let (four, three) = (
+            _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+            _mm_setr_epi8(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, -1, -1, -1, -1),
+        );
+        let within = _mm512_broadcast_i32x4(if output.pixel == 3 { three } else { four });
         let order = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15);
         for x in (0..output.width).step_by(16) {
             let pixels = (output.width - x).min(16);
             let keep = mask(pixels) as __mmask16;
-            let mut bytes = _mm512_setzero_si512();
-            for c in (0..output.channels).rev() {
-                let from = from.wrapping_add(c * plane + x * 4);
-                // SAFETY: masked to the row; a hint touches nothing.
-                let q = unsafe {
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
-                    self.0.sixteen(from, keep)
-                };
-                bytes = _mm512_or_si512(_mm512_slli_epi32::<8>(bytes), q);
+            let mut channels = [_mm512_setzero_si512(); 4];
+            for c in 0..4 {
+                if c < output.channels {
+                    let from = from.wrapping_add(c * plane + x * 4);
+                    // SAFETY: masked to the row; a hint touches nothing.
+                    channels[c] = unsafe {
+                        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
+                        self.0.sixteen(from, keep)
+                    };
+                }
             }
+            let mut bytes = _mm512_shuffle_epi8(self.0.bytes(channels), within);
             if output.pixel == 3 {
-                bytes = _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(bytes, three));
+                bytes = _mm512_permutexvar_epi32(order, bytes);
             }
             // SAFETY: masked to the row.
             unsafe { store(to.add(x * output.pixel), mask(pixels * output.pixel), bytes) };
@@ -158,12 +185,19 @@ impl Run for Packed<Dequantize> {
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn widen(from: *const u8, to: *mut u8, elements: usize, zero_point: u8, scale: f32) {
     let (zero_point, scale) = (_mm512_set1_epi32(i32::from(zero_point)), _mm512_set1_ps(scale));
-    for at in (0..elements).step_by(16) {
-        // SAFETY: the caller's contract, and masked to the elements.
-        unsafe {
+    // SAFETY: the caller's contract; the last store is masked to the elements.
+    unsafe {
+        let value = |at: usize| {
             let q = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.add(at).cast()));
-            let value = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(q, zero_point)), scale);
-            _mm512_mask_storeu_ps(to.add(at * 4).cast(), mask((elements - at).min(16)) as __mmask16, value);
+            _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(q, zero_point)), scale)
+        };
+        let whole = elements / 16 * 16;
+        for at in (0..whole).step_by(16) {
+            _mm512_storeu_ps(to.add(at * 4).cast(), value(at));
+        }
+        if whole < elements {
+            let keep = mask(elements - whole) as __mmask16;
+            _mm512_mask_storeu_ps(to.add(whole * 4).cast(), keep, value(whole));
         }
     }
 }
