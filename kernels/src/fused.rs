@@ -154,6 +154,9 @@ fn whole_part(value: f64) -> f64 {
 mod tests {
     use super::*;
 
+    /// Drawn by each test. Miri takes minutes for a thousand, and arithmetic is not what it is for.
+    const CHANNELS: usize = if cfg!(miri) { 20 } else { 20_000 };
+
     /// A channel's bias, multiplier and shift; what they were made from; and some sums of its range, the bias left out.
     struct Channel {
         factors: (i32, f32, f32),
@@ -188,7 +191,7 @@ mod tests {
 
     #[test]
     fn f64_f32_and_whole_numbers_agree() {
-        for Channel { factors: (bias, multiplier, shift), sums, .. } in channels(20_000) {
+        for Channel { factors: (bias, multiplier, shift), sums, .. } in channels(CHANNELS) {
             for acc in sums.into_iter().map(|sum| (i64::from(bias) + sum) as i32) {
                 let result = apply(acc, multiplier, shift);
                 let fused = f32::from_bits(acc as u32).mul_add(multiplier, shift);
@@ -206,7 +209,7 @@ mod tests {
     #[test]
     fn results_are_those_of_the_definition_but_for_rare_ones() {
         let (mut checked, mut other) = (0, 0);
-        for Channel { factors: (bias, used, shift), multiplier, zero_point, sums } in channels(20_000) {
+        for Channel { factors: (bias, used, shift), multiplier, zero_point, sums } in channels(CHANNELS) {
             assert!(multiplier.to_bits().abs_diff(used.to_bits()) <= 5, "{multiplier}: {used}");
             for sum in sums {
                 let result = apply((i64::from(bias) + sum) as i32, used, shift);
@@ -228,8 +231,11 @@ mod tests {
     #[test]
     fn nearly_every_layer_is_fused() {
         let changed = |c: &Channel| c.factors.1.to_bits().abs_diff(c.multiplier.to_bits());
-        let near = channels(20_000).filter(|channel| changed(channel) <= 1).count();
-        assert!(near > 19_500, "of 20000 channels only {near} keep their multiplier but for its last bit");
+        let near = channels(CHANNELS).filter(|channel| changed(channel) <= 1).count();
+        assert!(
+            near * 40 > CHANNELS * 39,
+            "of {CHANNELS} channels only {near} keep their multiplier but for its last bit"
+        );
         // Round numbers, whose inverses' multiples are far from whole for long.
         for multiplier in [0.001, 0.002, 0.0025, 0.005, 0.01 / 3.0, 1.0 / 300.0] {
             assert!(added(multiplier, (-200_000, 200_000)).is_some(), "{multiplier}");
