@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{mask, store, unpacked};
+use super::{mask, packed, store, unpacked};
 use crate::Layout;
 use crate::kernel::{Kernel, Memory, Run};
 use crate::portable;
@@ -74,14 +74,11 @@ impl Quantize {
         _mm512_cvtps_epi32(_mm512_fmadd_ps(remainder, inverse, estimate))
     }
 
-    /// The zero point added, and 64 bytes: byte `4 * q + j` of 128-bit lane `l` is element `4 * l + j` of vector `q`.
+    /// As [`packed`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn bytes(&self, rounded: [__m512i; 4]) -> __m512i {
-        let zero_point = _mm512_set1_epi16(i16::from(self.output.zero_point));
-        let low = _mm512_adds_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), zero_point);
-        let high = _mm512_adds_epi16(_mm512_packs_epi32(rounded[2], rounded[3]), zero_point);
-        _mm512_packus_epi16(low, high)
+        packed(rounded, _mm512_set1_epi16(i16::from(self.output.zero_point)))
     }
 }
 

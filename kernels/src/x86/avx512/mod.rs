@@ -83,16 +83,23 @@ impl Bounds {
         }
     }
 
-    /// Four vectors of whole f32 results, as i32, to 64 bytes: byte `4 * q + j` of 128-bit lane `l` is element `4 * l + j` of
-    /// vector `q`. Packing saturates, so the order of adding and clamping does not show.
+    /// As [`packed`], between the bounds. Packing saturates, so the order of adding and clamping does not show.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     fn pack(&self, rounded: [__m512i; 4]) -> __m512i {
-        let low = _mm512_adds_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), self.zero_point);
-        let high = _mm512_adds_epi16(_mm512_packs_epi32(rounded[2], rounded[3]), self.zero_point);
-        let bytes = _mm512_packus_epi16(low, high);
+        let bytes = packed(rounded, self.zero_point);
         _mm512_max_epu8(_mm512_min_epu8(bytes, self.high), self.low)
     }
+}
+
+/// Four vectors of whole f32 results, as i32, and the zero point, as i16, to 64 bytes: byte `4 * q + j` of 128-bit lane `l` is
+/// element `4 * l + j` of vector `q`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn packed(rounded: [__m512i; 4], zero_point: __m512i) -> __m512i {
+    let low = _mm512_adds_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), zero_point);
+    let high = _mm512_adds_epi16(_mm512_packs_epi32(rounded[2], rounded[3]), zero_point);
+    _mm512_packus_epi16(low, high)
 }
 
 /// How the sums of a convolution become bytes.
