@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tract_onnx::prelude::f16;
 use tractd_bundle::{DType, Dim, GoldenSpec, Tolerance};
@@ -76,8 +77,12 @@ pub enum SelfTestError {
 
 /// Runs at least this often, for a median.
 const RUNS_MIN: usize = 5;
-/// A slow model is not run again once this much time went by, in microseconds.
-const REPEAT_US_MAX: u64 = 200_000;
+/// A quick model is run on for this long, or five runs would be over within one interruption.
+const REPEAT_MIN: Duration = Duration::from_millis(20);
+/// A slow model is not run again after this long.
+const REPEAT_MAX: Duration = Duration::from_millis(200);
+/// Runs at most, whatever the clock says.
+const RUNS_MAX: usize = 1_001;
 
 /// Runs every golden vector of the plan's bundle and compares; without any, one run on zeros must succeed and
 /// be finite.
@@ -108,7 +113,9 @@ pub fn self_test(plan: &Arc<Plan>) -> Result<SelfTest, SelfTestError> {
             return Err(SelfTestError::NotFinite { output: tensor.name.to_string() });
         }
     }
-    while times.len() < RUNS_MIN && times.iter().sum::<u64>() < REPEAT_US_MAX {
+    let repeated = Instant::now();
+    let enough = |runs| if runs < RUNS_MIN { REPEAT_MAX } else { REPEAT_MIN };
+    while times.len() < RUNS_MAX && repeated.elapsed() < enough(times.len()) {
         repeat.run(&mut session, 0, &mut times)?;
     }
     times.sort_unstable();

@@ -2,7 +2,6 @@
 //! signed.
 
 use super::Updates;
-use crate::proofs::Measured;
 use tractd_bundle::Bundle;
 use tractd_engine::proof::Refusal;
 use tractd_update::{
@@ -10,9 +9,6 @@ use tractd_update::{
     trial::{Fault, slower},
 };
 
-/// Once the version before takes this many times what it took when it was proven, the device is throttled or busy,
-/// and a latency measured now says nothing.
-const THROTTLED: f64 = 2.0;
 /// Memory a version may take beyond the factor, in bytes: what measuring it twice differs by.
 const LARGER_BYTES: u64 = 8 << 20;
 
@@ -34,46 +30,48 @@ impl Updates {
             return Ok(());
         };
         fits(before.peak_bytes, "the version before takes")?;
-        if slower(measured.infer_us, before.infer_us, self.config.slower_max) {
-            return self.compare_latency(bundle, measured, served, before);
-        }
-        Ok(())
-    }
-
-    /// The candidate looks slow next to what the version before took when it was proven. Measured in the same
-    /// minute, before it and after it, is it?
-    fn compare_latency(
-        &self,
-        bundle: &Bundle,
-        measured: Measured,
-        served: &Bundle,
-        before: Measured,
-    ) -> Result<(), Unproven> {
-        let later = |reason: String| {
-            self.proofs.forget(bundle);
-            Err(Unproven::Later(reason))
-        };
-        let now = match self.proofs.measure(served) {
-            Ok(now) => now,
-            Err(refusal) => return later(format!("the version before cannot be measured: {refusal}")),
-        };
-        let (now_us, before_us) = (now.infer_us, before.infer_us);
-        if slower(now_us, before_us, THROTTLED) {
-            return later(format!(
-                "the device is throttled or busy: the version before takes {now_us} µs where it took {before_us} µs"
-            ));
-        }
-        if !slower(measured.infer_us, now_us, self.config.slower_max) {
+        if !slower(measured.infer_us, before.infer_us, self.config.slower_max) {
             return Ok(());
         }
-        // What disturbed the candidate alone is over by now: it would be refused for good.
-        let again = self.proofs.measure_again(bundle).map_err(unproven)?;
-        let (candidate_us, incumbent_us) = (measured.infer_us.min(again.infer_us), now_us);
-        if slower(candidate_us, incumbent_us, self.config.slower_max) {
-            return Err(Unproven::Bad(Fault::Slow { candidate_us, incumbent_us }.to_string()));
+        let compared = self.compare_latency(bundle, measured.infer_us, served);
+        if matches!(compared, Err(Unproven::Later(_))) {
+            // What was measured of it now may be wrong.
+            self.proofs.forget(bundle);
         }
-        Ok(())
+        compared
     }
+
+    /// The candidate looks slow next to what the version before took when it was proven, which may be long ago on a
+    /// device that was idle or cool. Measured in turn, twice each, is it?
+    fn compare_latency(&self, bundle: &Bundle, first_us: u64, served: &Bundle) -> Result<(), Unproven> {
+        let served_us = || match self.proofs.measure(served) {
+            Ok(measured) => Ok(measured.infer_us),
+            Err(refusal) => Err(Unproven::Later(format!("the version before cannot be measured: {refusal}"))),
+        };
+        let factor = self.config.slower_max;
+        let incumbent_us = served_us()?;
+        if !slower(first_us, incumbent_us, factor) {
+            return Ok(());
+        }
+        let again = self.proofs.measure_again(bundle).map_err(unproven)?;
+        judge([first_us, again.infer_us], [incumbent_us, served_us()?], factor)
+    }
+}
+
+/// What latencies measured in turn say. A refusal is for good, so the candidate's better time has to be slow next to
+/// the other's worse; a time of each that is fine next to each other is enough to let it through.
+fn judge(candidate_us: [u64; 2], incumbent_us: [u64; 2], factor: f64) -> Result<(), Unproven> {
+    let [[fast, slow], [best, worst]] = [candidate_us, incumbent_us].map(|[a, b]| [a.min(b), a.max(b)]);
+    if slower(fast, worst, factor) {
+        return Err(Unproven::Bad(Fault::Slow { candidate_us: fast, incumbent_us: worst }.to_string()));
+    }
+    if slower(fast, best, factor) {
+        return Err(Unproven::Later(format!(
+            "the device is throttled or busy: measured twice, it takes {fast} and {slow} µs and the version before \
+             {best} and {worst} µs"
+        )));
+    }
+    Ok(())
 }
 
 fn unproven(refusal: Refusal) -> Unproven {
@@ -85,4 +83,40 @@ fn unproven(refusal: Refusal) -> Unproven {
 
 fn larger(candidate_bytes: u64, incumbent_bytes: u64, factor: f64) -> bool {
     candidate_bytes as f64 > incumbent_bytes as f64 * factor + LARGER_BYTES as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Latencies in µs, of the candidate and of the version before, each in the order they were measured.
+    fn judged(candidate_us: [u64; 2], incumbent_us: [u64; 2]) -> String {
+        match judge(candidate_us, incumbent_us, 3.0) {
+            Ok(()) => "good".into(),
+            Err(Unproven::Bad(reason) | Unproven::Later(reason)) => reason,
+        }
+    }
+
+    #[test]
+    fn a_slow_version_is_refused_also_on_a_device_that_is_slower_than_it_was() {
+        let said = "it takes 4000 µs where the version before takes 1000 µs";
+        assert_eq!(judged([4_000, 5_000], [900, 1_000]), said);
+        assert_eq!(judged([5_000, 4_000], [1_000, 900]), said);
+        assert!(matches!(judge([3_001; 2], [1_000; 2], 3.0), Err(Unproven::Bad(_))));
+    }
+
+    #[test]
+    fn what_disturbs_one_measurement_refuses_nothing() {
+        assert_eq!(judged([90_000, 3_000], [1_000, 1_000]), "good");
+        assert_eq!(judged([3_000, 90_000], [1_000, 1_000]), "good");
+        let busy = "the device is throttled or busy: measured twice, it takes 4000 and 5000 µs and the version before";
+        assert_eq!(judged([5_000, 4_000], [1_000, 9_000]), format!("{busy} 1000 and 9000 µs"));
+        assert_eq!(judged([4_000, 5_000], [9_000, 1_000]), format!("{busy} 1000 and 9000 µs"));
+        assert!(matches!(judge([4_000; 2], [1_000, 1_334], 3.0), Err(Unproven::Later(_))));
+    }
+
+    #[test]
+    fn a_timers_grain_refuses_nothing() {
+        assert_eq!(judged([120, 110], [10, 10]), "good");
+    }
 }
