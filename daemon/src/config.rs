@@ -109,7 +109,8 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Proof {
-    /// Longest time a model may take to load and pass its self-test, in milliseconds. Default: 60,000.
+    /// Longest time a model may take to load and pass its self-test, in milliseconds, but for what it waits for a
+    /// processor that others use (at most four times as long). Default: 60,000.
     pub wall_ms: u64,
     /// Most address space the child may map, in bytes. Default: 2,147,483,648 (2 GiB).
     pub address_space_bytes: u64,

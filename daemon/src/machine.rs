@@ -58,8 +58,7 @@ fn is_unset(root: &Path) -> bool {
 
 /// Lets everything else on the machine go first: for threads that are in no hurry, and the children they start.
 pub(crate) fn give_way() {
-    // The kernel's nice value is a thread's own. 10 leaves about a tenth of a busy processor: a proof has to end
-    // within its time even there.
+    // The kernel's nice value is a thread's own. 10 leaves about a tenth of a processor that one other thread keeps busy.
     if let Err(error) = rustix::process::setpriority_process(None, 10) {
         log::debug!("no lower priority: {error}");
     }

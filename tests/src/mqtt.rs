@@ -11,9 +11,11 @@ use rumqttc::v5::mqttbytes::QoS as QoS5;
 use rumqttc::v5::mqttbytes::v5::PublishProperties;
 
 /// How long a broker may take to accept a subscription.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(30);
 /// Largest packet taken, in bytes.
 const PACKET_LEN_MAX: u32 = 80 << 20;
+/// Packets that wait while the broker is slow: more than any test sends without waiting for something.
+const WAITING_MAX: usize = 10_000;
 
 /// A message that came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,14 +60,14 @@ impl Client {
         let link = if version == 4 {
             let mut options = rumqttc::MqttOptions::new(&name, "127.0.0.1", port);
             options.set_max_packet_size(PACKET_LEN_MAX as usize, PACKET_LEN_MAX as usize);
-            let (client, mut connection) = rumqttc::Client::new(options, 64);
+            let (client, mut connection) = rumqttc::Client::new(options, WAITING_MAX);
             connection.eventloop.set_network_options(network);
             client.subscribe(filter, QoS4::AtLeastOnce).expect("the queue is empty");
             Link::V4(client, connection)
         } else {
             let mut options = rumqttc::v5::MqttOptions::new(&name, "127.0.0.1", port);
             options.set_max_packet_size(Some(PACKET_LEN_MAX)).set_network_options(network);
-            let (client, connection) = rumqttc::v5::Client::new(options, 64);
+            let (client, connection) = rumqttc::v5::Client::new(options, WAITING_MAX);
             client.subscribe(filter, QoS5::AtLeastOnce).expect("the queue is empty");
             Link::V5(client, connection)
         };

@@ -76,7 +76,7 @@ fn judge(candidate_us: [u64; 2], incumbent_us: [u64; 2], factor: f64) -> Result<
 
 fn unproven(refusal: Refusal) -> Unproven {
     match refusal {
-        Refusal::NotStarted(_) => Unproven::Later(refusal.to_string()),
+        Refusal::NotStarted(_) | Refusal::Starved { .. } => Unproven::Later(refusal.to_string()),
         refusal => Unproven::Bad(refusal.to_string()),
     }
 }

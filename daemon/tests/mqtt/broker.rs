@@ -21,6 +21,8 @@ use rumqttc::v5::mqttbytes::{Error, QoS};
 const GRAIN: Duration = Duration::from_millis(10);
 /// A peer that takes nothing for this long is hung up on, so that a test ends.
 const WRITE: Duration = Duration::from_secs(5);
+/// A read that ends so ends for now: its time is up, or the whole process was stopped and went on.
+const PAUSES: [ErrorKind; 3] = [ErrorKind::WouldBlock, ErrorKind::TimedOut, ErrorKind::Interrupted];
 
 /// What goes wrong; nothing by default.
 #[derive(Debug, Default)]
@@ -390,7 +392,7 @@ impl Connection {
             match self.stream.read(&mut chunk) {
                 Ok(0) => break,
                 Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
+                Err(error) if PAUSES.contains(&error.kind()) => continue,
                 Err(_) => break,
             }
             if !self.packets(&state) {

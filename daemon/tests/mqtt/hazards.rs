@@ -147,7 +147,7 @@ fn a_message_above_the_default_incoming_limit_does_not_loop() {
     let topic = format!("tractd/v1/{}/req/digits/raw/cam/0", rig.node);
     rig.broker.deliver(&topic, QoS::AtLeastOnce, &large, PublishProperties::default());
     rig.wait_answered(1);
-    assert_eq!(rig.connects(), 1);
+    assert_eq!(rig.connects(), 1, "{}", rig.site.log());
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn nothing_reconnects_after_the_farewell() {
         let mut rig = Rig::ready(version, "");
         rig.site.end_daemon("TERM");
         wait_until("the farewell", REPLY, || rig.broker.farewells(DAEMON) == 1);
-        assert_eq!(rig.connects(), 1);
+        assert_eq!(rig.connects(), 1, "{}", rig.site.log());
         let status = rig.broker.retained(&format!("tractd/v1/{}/status", rig.node)).unwrap();
         assert!(String::from_utf8_lossy(&status).contains(r#""state":"offline""#));
     }

@@ -17,7 +17,7 @@ use tractd_wire::{
 };
 
 /// Longest anything here may take; a test that hangs fails instead.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The repository's example models.
 pub(crate) fn repository_models() -> PathBuf {

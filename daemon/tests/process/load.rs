@@ -89,7 +89,7 @@ fn one_connection_has_its_own_limit() {
 #[test]
 fn a_deadline_is_answered_in_time_though_every_worker_is_busy() {
     let site = Site::new();
-    site.add_model("slow", 1, &onnx::squares(N, 1_000));
+    site.add_model("slow", 1, &onnx::squares(N, 400));
     site.configure("workers = 1");
     let daemon = site.start();
     let mut client = daemon.connect();

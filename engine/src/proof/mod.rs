@@ -23,7 +23,8 @@ pub struct Limits {
     pub address_space_bytes: u64,
     /// Processor time. Ends a busy loop even if the parent is gone.
     pub cpu_seconds: u64,
-    /// Time on the clock, after which the parent kills. Ends what sleeps, too.
+    /// Time on the clock, but for what the child waited for a processor that others used, after which the parent kills.
+    /// Ends what sleeps, too.
     pub wall: Duration,
     /// What the parent reads from the child's standard output and error, each. The rest is thrown away.
     pub output_bytes: usize,
@@ -78,6 +79,14 @@ pub enum Refusal {
     TimedOut {
         /// On the clock, or of processor time.
         after: Duration,
+    },
+    /// It could hardly run, for a multiple of its time: others used the processors. Says nothing about the model.
+    #[error("the device is too busy for the model's trial: in {after:.0?} it could run for {ran:.0?}")]
+    Starved {
+        /// On the clock.
+        after: Duration,
+        /// On a processor.
+        ran: Duration,
     },
     /// An allocation failed under the limit.
     #[error("the model needs more than {} MiB of memory to load or run", limit_bytes >> 20)]

@@ -16,6 +16,9 @@ use super::{Limits, Proof, Refusal, Verdict};
 const LOOK: Duration = Duration::from_millis(50);
 /// Characters of a child's last words kept for a message.
 const LAST_WORDS_MAX: usize = 400;
+/// A child that waits for a processor has this many times its wall time in all: what a device that is busy for minutes
+/// leaves to whoever gives way is enough for most models, and a trial must end.
+const STARVED_FACTOR: u32 = 5;
 /// What the Rust runtime says before it aborts for want of memory.
 const ALLOCATION_FAILED: &str = "memory allocation of ";
 /// The service manager's variables: a child must not speak for the daemon, nor find its credentials.
@@ -31,12 +34,12 @@ const SERVICE_VARIABLES: [&str; 7] = [
 
 /// Runs `child` with `child_args` and `dir`, a bundle's folder, as its last argument; it must end up in
 /// [`child_main`](super::child_main) with the same limits. Returns once the child is reaped, at the latest
-/// soon after `limits.wall`.
+/// soon after `limits.wall`, or five times that where the child could not run.
 ///
 /// The calling thread must live until this returns: the child is killed with it.
 ///
 /// # Errors
-/// [`Refusal`]: the model's fault, except for [`Refusal::NotStarted`].
+/// [`Refusal`]: the model's fault, except for [`Refusal::NotStarted`] and [`Refusal::Starved`].
 pub fn prove(child: &Path, child_args: &[&OsStr], dir: &Path, limits: &Limits) -> Result<Proof, Refusal> {
     let mut command = Command::new(child);
     command.args(child_args).arg(dir);
@@ -52,16 +55,14 @@ pub fn prove(child: &Path, child_args: &[&OsStr], dir: &Path, limits: &Limits) -
 
 /// How a child ended and what it said.
 struct End {
-    /// `None`: it was killed for the time it took.
-    status: Option<ExitStatus>,
+    /// Or why it is killed.
+    status: Result<ExitStatus, Refusal>,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
 fn judge(end: End, limits: &Limits) -> Result<Proof, Refusal> {
-    let Some(status) = end.status else {
-        return Err(Refusal::TimedOut { after: limits.wall });
-    };
+    let status = end.status?;
     let out_of_memory = || Refusal::OutOfMemory { limit_bytes: limits.address_space_bytes };
     let stderr = last_words(&end.stderr);
     if let Some(signal) = status.signal() {
@@ -109,7 +110,7 @@ impl Drop for Running {
 
 impl Running {
     fn watch(&mut self, limits: &Limits) -> io::Result<End> {
-        let deadline = Instant::now() + limits.wall;
+        let started = Instant::now();
         let stdout = self.0.stdout.take().map(OwnedFd::from).ok_or(io::ErrorKind::BrokenPipe)?;
         let stderr = self.0.stderr.take().map(OwnedFd::from).ok_or(io::ErrorKind::BrokenPipe)?;
         // Of a flood on standard output the beginning decides; on standard error, the end.
@@ -119,12 +120,41 @@ impl Running {
             let status = self.0.try_wait()?;
             stdout.drain_head()?;
             stderr.drain_tail()?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if status.is_some() || left.is_zero() {
-                return Ok(End { status, stdout: stdout.kept, stderr: stderr.kept });
+            let left = match status {
+                Some(status) => Err(Ok(status)),
+                None => self.left(started.elapsed(), limits.wall).map_err(Err),
+            };
+            match left {
+                Ok(left) => wait(&[&stdout, &stderr], left.min(LOOK))?,
+                Err(status) => return Ok(End { status, stdout: stdout.kept, stderr: stderr.kept }),
             }
-            wait(&[&stdout, &stderr], left.min(LOOK))?;
         }
+    }
+
+    /// Time until the child may have to be killed, or why it has to be now: a time in which it was ready to run and
+    /// could not says nothing about the model.
+    fn left(&self, elapsed: Duration, wall: Duration) -> Result<Duration, Refusal> {
+        if let Some(left) = wall.checked_sub(elapsed) {
+            return Ok(left);
+        }
+        match self.ran_and_is_ready() {
+            Some(ran) if ran < wall && elapsed < wall * STARVED_FACTOR => Ok(wall - ran),
+            Some(ran) if ran < wall => Err(Refusal::Starved { after: elapsed, ran }),
+            _ => Err(Refusal::TimedOut { after: wall }),
+        }
+    }
+
+    /// How long the child was on a processor, if it is on one or waits for one, and does not sleep. `None` on a kernel
+    /// that does not say so.
+    fn ran_and_is_ready(&self) -> Option<Duration> {
+        // Both are of the first thread, and the child has one only. What it waited for a processor is counted there, too,
+        // but not before it gets one.
+        let of_child = |what| std::fs::read_to_string(format!("/proc/{}/{what}", self.0.id())).ok();
+        let stat = of_child("stat")?;
+        let (_, state) = stat.rsplit_once(") ")?;
+        let counts = of_child("schedstat")?;
+        let ran = counts.split_ascii_whitespace().next()?.parse().ok()?;
+        state.starts_with('R').then_some(Duration::from_nanos(ran))
     }
 }
 
