@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use crate::files::read_limited;
 use crate::manifest::is_model_name;
+use crate::onnx::SelfContained;
 use crate::{
     ARCHIVE_SUFFIX, BARE_LABELS_FILE, Digest, Disk, GoldenSpec, Limits, MANIFEST_FILE, MODEL_FILE, Manifest,
-    ManifestError, ModelFileError, Place, TensorSpec, onnx, tarball,
+    ManifestError, ModelFileError, Place, TensorSpec, tarball,
 };
 
 /// A bundle lying in a folder, its files checked and its digest taken.
@@ -115,11 +116,11 @@ impl Bundle {
         let text = std::str::from_utf8(&manifest)
             .map_err(|_| ManifestError::Syntax("the file is not UTF-8".to_owned()))?;
         let manifest = Manifest::parse(text)?;
-        let model = read_model(place, dir, limits)?;
+        find_model(place, dir)?;
         for golden in &manifest.golden {
             check_golden(place, dir, &manifest, golden)?;
         }
-        let digest = digest(place, dir, manifest.files().into_iter(), &model, limits)?;
+        let digest = digest(place, dir, manifest.files().into_iter(), limits)?;
         Ok(Bundle {
             dir: dir.to_owned(),
             digest,
@@ -132,13 +133,13 @@ impl Bundle {
     }
 
     fn open_bare(dir: &Path, limits: &Limits) -> Result<Bundle, OpenError> {
-        let model = read_model(&Disk, dir, limits)?;
+        find_model(&Disk, dir)?;
         let labels = dir.join(BARE_LABELS_FILE).exists().then(|| BARE_LABELS_FILE.to_owned());
         let (name, version) =
             bare_identity(dir).ok_or_else(|| OpenError::BarePath { dir: dir.to_owned() })?;
         // Sorted: "labels.txt" stands before "model.onnx".
         let files = labels.as_deref().into_iter().chain([MODEL_FILE]);
-        let digest = digest(&Disk, dir, files, &model, limits)?;
+        let digest = digest(&Disk, dir, files, limits)?;
         Ok(Bundle {
             dir: dir.to_owned(),
             manifest: None,
@@ -202,15 +203,11 @@ fn bare_identity(dir: &Path) -> Option<(String, u64)> {
     (version > 0 && version.to_string() == text && is_model_name(name)).then(|| (name.to_owned(), version))
 }
 
-/// The model file, checked.
-fn read_model(place: &dyn Place, dir: &Path, limits: &Limits) -> Result<Vec<u8>, OpenError> {
+/// What is missing first is told first.
+fn find_model(place: &dyn Place, dir: &Path) -> Result<(), OpenError> {
     let path = dir.join(MODEL_FILE);
-    match read_limited(place, &path, limits.file_bytes()) {
-        Ok(Some(model)) => {
-            onnx::check_self_contained(&model)?;
-            Ok(model)
-        }
-        Ok(None) => Err(too_large(MODEL_FILE, limits.file_bytes())),
+    match place.open(&path) {
+        Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(OpenError::NoModel { dir: dir.to_owned() })
         }
@@ -243,24 +240,28 @@ fn golden_len(spec: &TensorSpec, golden: &GoldenSpec) -> u64 {
         .expect("Manifest::parse checked every golden vector's free dimensions and sizes")
 }
 
-/// Over these files. The model is not read a second time: what was checked is what is hashed.
+/// Over these files, each read once, in pieces: the model's bytes that are hashed are those that are checked.
 fn digest<'a>(
     place: &dyn Place,
     dir: &Path,
     files: impl Iterator<Item = &'a str>,
-    model: &[u8],
     limits: &Limits,
 ) -> Result<Digest, OpenError> {
     let mut tar = tarball::Writer::new(io::sink());
     let (mut count, mut total) = (0, 0u64);
     for file in files {
         let path = dir.join(file);
-        let size = if file == MODEL_FILE {
-            tar.bytes(file, model).map_err(|source| OpenError::Io { path, source })?;
-            model.len() as u64
-        } else {
-            append(place, &mut tar, &path, file, limits, &mut |_| ())?
+        let mut check = None;
+        let mut look = |size, bytes: &[u8]| {
+            check.get_or_insert_with(|| SelfContained::new(size)).feed(bytes);
         };
+        let size = match file {
+            MODEL_FILE => append(place, &mut tar, &path, file, limits, &mut look)?,
+            _ => append(place, &mut tar, &path, file, limits, &mut |_, _| ())?,
+        };
+        if file == MODEL_FILE {
+            check.unwrap_or_else(|| SelfContained::new(0)).finish()?;
+        }
         count += 1;
         total = total.saturating_add(size);
         if count > limits.files {
@@ -274,21 +275,21 @@ fn digest<'a>(
     Ok(digest)
 }
 
-/// Appends `path` as `name` and returns its size.
+/// Appends `path` as `name` and returns its size. `look` is shown the size and what was read, in pieces.
 pub(crate) fn append<W: io::Write>(
     place: &dyn Place,
     tar: &mut tarball::Writer<W>,
     path: &Path,
     name: &str,
     limits: &Limits,
-    progress: &mut dyn FnMut(u64),
+    look: &mut dyn FnMut(u64, &[u8]),
 ) -> Result<u64, OpenError> {
     let io_error = |source| OpenError::Io { path: path.to_owned(), source };
     let (mut file, size) = place.open(path).map_err(io_error)?;
     if size > limits.file_bytes() {
         return Err(too_large(name, limits.file_bytes()));
     }
-    tar.file(name, size, &mut file, progress).map_err(io_error)?;
+    tar.file(name, size, &mut file, &mut |bytes| look(size, bytes)).map_err(io_error)?;
     Ok(size)
 }
 

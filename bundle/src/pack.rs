@@ -86,8 +86,8 @@ pub fn pack(
     let mut tar = tarball::Writer::new(encoder);
     let mut done = 0;
     for file in manifest.files() {
-        append(&Disk, &mut tar, &dir.join(file), file, limits, &mut |bytes| {
-            done += bytes;
+        append(&Disk, &mut tar, &dir.join(file), file, limits, &mut |_, bytes| {
+            done += bytes.len() as u64;
             progress(done, total);
         })?;
     }

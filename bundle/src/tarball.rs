@@ -117,13 +117,14 @@ impl<W: Write> Writer<W> {
         Writer { out, hash: Sha256::new() }
     }
 
-    /// Appends one file; the caller keeps paths sorted. `read` must give exactly `size` bytes.
+    /// Appends one file; the caller keeps paths sorted. `read` must give exactly `size` bytes, which `look` is shown in
+    /// pieces.
     pub(crate) fn file(
         &mut self,
         path: &str,
         size: u64,
         read: &mut dyn Read,
-        progress: &mut dyn FnMut(u64),
+        look: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         self.put(&header(path, size))?;
         let mut left = size;
@@ -139,16 +140,8 @@ impl<W: Write> Writer<W> {
             }
             self.put(&buffer[..got])?;
             left -= got as u64;
-            progress(got as u64);
+            look(&buffer[..got]);
         }
-        self.put(padding(size))
-    }
-
-    /// Appends one file that is in memory, as [`Writer::file`] does.
-    pub(crate) fn bytes(&mut self, path: &str, content: &[u8]) -> io::Result<()> {
-        let size = content.len() as u64;
-        self.put(&header(path, size))?;
-        self.put(content)?;
         self.put(padding(size))
     }
 

@@ -189,6 +189,7 @@ fn a_folder_is_checked_like_an_archive() {
         open(&limits).to_string(),
         "golden/0.count.bin: 7 bytes where the manifest's dtype and shape make 8"
     );
+    fs::write(dir.path().join("golden/0.count.bin"), [0; 8]).unwrap();
     fs::write(dir.path().join("model.onnx"), "not a model").unwrap();
     assert!(matches!(open(&limits), OpenError::Model(ModelFileError::NotOnnx)));
 }
