@@ -11,6 +11,8 @@
 //! Ties are what fused f32, f64 and whole numbers could round differently. Where sums meet them often, as with powers of two, the
 //! layer is left alone; where they might, the last bit of a multiplier is set, which leaves none.
 
+use std::array::from_fn;
+
 /// Least of the sums as whole numbers.
 const LEAST: i64 = 1 << 23;
 /// Greatest of them.
@@ -29,6 +31,8 @@ const MULTIPLIERS: std::ops::Range<f32> = 1.0 / (1 << 24) as f32..0.25;
 const EXACT: f64 = 1.0 / (1 << 18) as f64;
 /// Ties at every so many sums do not count.
 const RARE: i64 = 1 << 18;
+/// Channels looked at side by side: a search waits for one division after the other.
+const ABREAST: usize = 4;
 /// A continued fraction's denominators grow like Fibonacci's: more terms than this leave every range.
 const TERMS: usize = 40;
 
@@ -40,9 +44,16 @@ pub(crate) fn fuse(
     ranges: &[(i64, i64)],
     zero_point: u8,
 ) -> Vec<f32> {
-    let channels = multipliers.iter().zip(ranges);
-    let found = channels.map(|(&multiplier, &range)| added(multiplier, range));
-    let Some(found) = found.collect::<Option<Vec<_>>>() else { return vec![] };
+    let mut found = Vec::with_capacity(multipliers.len());
+    for (multipliers, ranges) in multipliers.chunks(ABREAST).zip(ranges.chunks(ABREAST)) {
+        // The last ones are joined by the first of them once more.
+        let at = |lane: usize| if lane < ranges.len() { lane } else { 0 };
+        let several = added(from_fn(|lane| multipliers[at(lane)]), from_fn(|lane| ranges[at(lane)]));
+        for one in several.into_iter().take(ranges.len()) {
+            let Some(one) = one else { return vec![] };
+            found.push(one);
+        }
+    }
     let mut shifts = Vec::with_capacity(found.len());
     for (c, (multiplier, before, after)) in found.into_iter().enumerate() {
         // Only the whole sum is known to fit.
@@ -92,55 +103,81 @@ fn period_of_ties(multiplier: f32) -> i64 {
 }
 
 /// The multiplier to use, what to add to the sums of a channel before it, and what to take from their products.
-fn added(multiplier: f32, range: (i64, i64)) -> Option<(f32, f64, f64)> {
-    if !MULTIPLIERS.contains(&multiplier) || period_of_ties(multiplier) < RARE {
-        return None;
+type Added = (f32, f64, f64);
+
+/// [`Added`] for each of several channels.
+fn added(of: [f32; ABREAST], ranges: [(i64, i64); ABREAST]) -> [Option<Added>; ABREAST] {
+    let fits = |multiplier| MULTIPLIERS.contains(&multiplier) && period_of_ties(multiplier) >= RARE;
+    if !of.into_iter().all(fits) {
+        // One that is none is enough to leave the layer alone.
+        return [None; ABREAST];
     }
-    multipliers(multiplier).into_iter().find_map(|multiplier| {
-        let (before, after) = cancelling(f64::from(multiplier), range)?;
-        Some((multiplier, before, after))
+    let of = of.map(multipliers);
+    let first = cancelling(of.map(|[first, ..]| first), ranges);
+    from_fn(|lane| {
+        first[lane].or_else(|| {
+            of[lane][1..].iter().find_map(|&multiplier| cancelling([multiplier], [ranges[lane]])[0])
+        })
     })
 }
 
-/// Whole numbers of which the one times the multiplier is the other, within [`EXACT`].
-fn cancelling(multiplier: f64, (low, high): (i64, i64)) -> Option<(f64, f64)> {
-    let (least, most) = ((LEAST - low) as f64, (MOST - high) as f64);
-    let results = [low as f64 * multiplier, high as f64 * multiplier];
-    if least > most || !results.iter().all(|result| RESULTS.contains(result)) {
-        return None;
-    }
+/// Multipliers, and whole numbers of which the one times the multiplier is the other, within [`EXACT`].
+fn cancelling<const N: usize>(multipliers: [f32; N], ranges: [(i64, i64); N]) -> [Option<Added>; N] {
+    let factors = multipliers.map(f64::from);
+    let least = ranges.map(|(low, _)| (LEAST - low) as f64);
+    let most = ranges.map(|(_, high)| (MOST - high) as f64);
     // `after` is whole; `before`, that many times the inverse, is to be nearly so.
-    let inverse = 1.0 / multiplier;
-    let middle = rounded((least + most) / 2.0 * multiplier);
-    let reach = (most - least) / 2.0 * multiplier - 1.0;
-    let after = middle + nearest_whole(inverse, middle, reach, EXACT / 4.0 * inverse);
-    let before = rounded(after * inverse);
-    let exact = (before * multiplier - after).abs() <= EXACT;
-    (exact && (least..=most).contains(&before)).then_some((before, after))
+    let inverses = factors.map(|factor| 1.0 / factor);
+    let middles: [f64; N] = from_fn(|lane| rounded((least[lane] + most[lane]) / 2.0 * factors[lane]));
+    let reach = from_fn(|lane| (most[lane] - least[lane]) / 2.0 * factors[lane] - 1.0);
+    let gone = nearest_whole(inverses, middles, reach, inverses.map(|inverse| EXACT / 4.0 * inverse));
+    from_fn(|lane| {
+        let ((low, high), factor) = (ranges[lane], factors[lane]);
+        let after = middles[lane] + gone[lane];
+        let before = rounded(after * inverses[lane]);
+        let exact = (before * factor - after).abs() <= EXACT;
+        let fit = [low, high].iter().all(|&sum| RESULTS.contains(&(sum as f64 * factor)));
+        // Nothing lies in a range whose ends are the wrong way round.
+        let inside = (least[lane]..=most[lane]).contains(&before);
+        (exact && fit && inside).then_some((multipliers[lane], before, after))
+    })
 }
 
-/// A whole number, of at most `reach` either way, by which to go on from `from` so that it times `factor` is nearly whole: by
+/// Whole numbers, of at most `reach` either way, by which to go on from `from` so that it times `factor` is nearly whole: by
 /// denominators of the factor's convergents, of which each brings it nearer, until it is near enough.
-fn nearest_whole(factor: f64, from: f64, reach: f64, enough: f64) -> f64 {
-    let (mut off, mut gone) = (from * factor, 0.0f64);
-    off -= rounded(off);
-    let (mut before, mut before_off) = (0.0, -1.0f64);
-    let (mut step, mut step_off) = (1.0, factor - whole_part(factor));
+fn nearest_whole<const N: usize>(
+    factor: [f64; N],
+    from: [f64; N],
+    reach: [f64; N],
+    enough: [f64; N],
+) -> [f64; N] {
+    let mut off: [f64; N] = from_fn(|lane| from[lane] * factor[lane]);
+    off = off.map(|off| off - rounded(off));
+    let mut gone = [0.0f64; N];
+    let (mut before, mut before_off) = ([0.0; N], [-1.0f64; N]);
+    let (mut step, mut step_off) = ([1.0; N], factor.map(|factor| factor - whole_part(factor)));
     for _ in 0..TERMS {
-        if step > reach || step_off == 0.0 || off.abs() < enough {
+        let mut over = true;
+        for lane in 0..N {
+            if step[lane] > reach[lane] || step_off[lane] == 0.0 || off[lane].abs() < enough[lane] {
+                continue;
+            }
+            over = false;
+            let inverse = 1.0 / step_off[lane];
+            let left = reach[lane] - gone[lane].abs();
+            let mut times = rounded(-off[lane] * inverse);
+            if times.abs() * step[lane] > left {
+                times = whole_part(left / step[lane]).copysign(times);
+            }
+            off[lane] += times * step_off[lane];
+            gone[lane] += times * step[lane];
+            let term = whole_part(-before_off[lane] * inverse);
+            (before[lane], step[lane]) = (step[lane], term * step[lane] + before[lane]);
+            (before_off[lane], step_off[lane]) = (step_off[lane], term * step_off[lane] + before_off[lane]);
+        }
+        if over {
             break;
         }
-        let inverse = 1.0 / step_off;
-        let left = reach - gone.abs();
-        let mut times = rounded(-off * inverse);
-        if times.abs() * step > left {
-            times = whole_part(left / step).copysign(times);
-        }
-        off += times * step_off;
-        gone += times * step;
-        let term = whole_part(-before_off * inverse);
-        (before, step) = (step, term * step + before);
-        (before_off, step_off) = (step_off, term * step_off + before_off);
     }
     gone
 }
@@ -238,7 +275,8 @@ mod tests {
         );
         // Round numbers, whose inverses' multiples are far from whole for long.
         for multiplier in [0.001, 0.002, 0.0025, 0.005, 0.01 / 3.0, 1.0 / 300.0] {
-            assert!(added(multiplier, (-200_000, 200_000)).is_some(), "{multiplier}");
+            let found = added([multiplier; ABREAST], [(-200_000, 200_000); ABREAST]);
+            assert!(found.iter().all(Option::is_some), "{multiplier}");
         }
     }
 

@@ -503,17 +503,30 @@ struct Extent {
 }
 
 fn extent(row: &[i8], zero_point: i16) -> Extent {
-    let all = Extent { sum: 0, magnitude: 0, least: i16::MAX, greatest: i16::MIN };
-    // 128 weights of at most 255 fit i16, in which the loops are vectors: this reads all of a model's at every load.
-    row.chunks(128).fold(all, |all, part| {
-        let weights = part.iter().map(|&w| i16::from(w) - zero_point);
-        Extent {
-            sum: all.sum + i64::from(weights.clone().sum::<i16>()),
-            magnitude: all.magnitude + i64::from(weights.clone().map(i16::abs).sum::<i16>()),
-            least: weights.clone().fold(all.least, i16::min),
-            greatest: weights.fold(all.greatest, i16::max),
-        }
-    })
+    /// What one vector of some tier holds: this reads all of a model's weights at every load.
+    const LANES: usize = 16;
+    /// Sums of so many weights of at most 255 fit i16.
+    const DEEP: usize = 128;
+    let mut all = Extent { sum: 0, magnitude: 0, least: i16::MAX, greatest: i16::MIN };
+    for part in row.chunks(LANES * DEEP) {
+        let (mut sums, mut magnitudes) = ([0; LANES], [0; LANES]);
+        let (mut least, mut greatest) = ([all.least; LANES], [all.greatest; LANES]);
+        let mut add = |lane: usize, w: i8| {
+            let w = i16::from(w) - zero_point;
+            sums[lane] += w;
+            magnitudes[lane] += w.abs();
+            least[lane] = w.min(least[lane]);
+            greatest[lane] = w.max(greatest[lane]);
+        };
+        let (whole, rest) = part.as_chunks::<LANES>();
+        whole.iter().for_each(|whole| (0..LANES).for_each(|lane| add(lane, whole[lane])));
+        rest.iter().enumerate().for_each(|(lane, &w)| add(lane, w));
+        all.sum += sums.map(i64::from).iter().sum::<i64>();
+        all.magnitude += magnitudes.map(i64::from).iter().sum::<i64>();
+        all.least = least.into_iter().fold(all.least, i16::min);
+        all.greatest = greatest.into_iter().fold(all.greatest, i16::max);
+    }
+    all
 }
 
 /// How many taps of a kernel row can be joined to one, where their bytes follow one another: it fills the multiplications of

@@ -92,28 +92,32 @@ impl Packed {
         let lanes: Vec<usize> = (0..channels).map(|c| (shape.lane)(block.vectors, c)).collect();
         let apart = |phase| lanes.iter().map(move |&lane| block.apart(shape, lane, phase)).collect();
         let phases: Vec<Vec<usize>> = (0..block.phases).map(apart).collect();
-        let weights = &mut self.weights[block.weights..];
-        let mut together = vec![0; TOGETHER.min(channels) * row];
+        let (weights, _) = self.weights[block.weights..].as_chunks_mut();
+        let quads = conv.depth.div_ceil(4);
+        let pitch = conv.taps.len() * quads;
+        let mut together = vec![[0; 4]; TOGETHER.min(channels) * pitch];
+        let mut odd = vec![0; if conv.depth.is_multiple_of(4) { 0 } else { row }];
         // A few rows at a time: they may be a multiple of the cache's sets apart.
         for start in (0..channels).step_by(TOGETHER) {
             let end = channels.min(start + TOGETHER);
-            let rows = &mut together[..(end - start) * row];
-            for (c, to) in (block.channel + start..).zip(rows.chunks_exact_mut(row)) {
-                // They fit.
-                conv.weights.row(c, to, |w| w as u8);
+            let rows = &mut together[..(end - start) * pitch];
+            for (c, to) in (block.channel + start..).zip(rows.chunks_exact_mut(pitch)) {
+                // They fit u8.
+                if odd.is_empty() {
+                    conv.weights.row(c, to.as_flattened_mut(), |w| w as u8);
+                    continue;
+                }
+                conv.weights.row(c, &mut odd, |w| w as u8);
+                for (from, to) in odd.chunks_exact(conv.depth).zip(to.chunks_exact_mut(quads)) {
+                    to.as_flattened_mut()[..conv.depth].copy_from_slice(from);
+                }
             }
-            let mut steps = weights.chunks_exact_mut(width * block.phases * 4);
+            let mut steps = weights.chunks_exact_mut(width * block.phases);
             for tap in 0..conv.taps.len() {
-                for (first, to) in (0..conv.depth).step_by(4 * block.phases).zip(&mut steps) {
-                    for (k, lanes) in (first..conv.depth).step_by(4).zip(&phases) {
-                        let from = tap * conv.depth + k;
-                        let depth = (conv.depth - k).min(4);
-                        for (row, &lane) in rows.chunks_exact(row).zip(&lanes[start..end]) {
-                            let four = &mut to[lane * 4..lane * 4 + 4];
-                            match row[from..from + depth].first_chunk::<4>() {
-                                Some(bytes) => four.copy_from_slice(bytes),
-                                None => four[..depth].copy_from_slice(&row[from..from + depth]),
-                            }
+                for (first, to) in (0..quads).step_by(block.phases).zip(&mut steps) {
+                    for (quad, lanes) in (tap * quads + first..).zip(&phases) {
+                        for (row, &lane) in rows.chunks_exact(pitch).zip(&lanes[start..end]) {
+                            to[lane] = row[quad];
                         }
                     }
                 }
