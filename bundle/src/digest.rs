@@ -10,6 +10,24 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
+/// SHA-256, taken piece by piece. All of a model passes here at every load, so it is ring's, whose assembly every
+/// processor of ours has its own of.
+pub(crate) struct Sha256(ring::digest::Context);
+
+impl Sha256 {
+    pub(crate) fn new() -> Sha256 {
+        Sha256(ring::digest::Context::new(&ring::digest::SHA256))
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(self) -> [u8; 32] {
+        self.0.finish().as_ref().try_into().expect("256 bits are 32 bytes")
+    }
+}
+
 /// Not 64 hexadecimal digits, with or without `sha256:` before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a digest: expected `sha256:` and 64 hexadecimal digits")]

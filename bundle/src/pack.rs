@@ -2,9 +2,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest as _, Sha256};
-
 use crate::bundle::append;
+use crate::digest::Sha256;
 use crate::files::{parent, sync_dir};
 use crate::{Bundle, Digest, Disk, Limits, OpenError, tarball};
 
@@ -102,7 +101,7 @@ pub fn pack(
     out.inner.sync_all().map_err(io_error)?;
     fs::rename(&part.0, out_file).map_err(io_error)?;
     sync_dir(parent(out_file)).map_err(io_error)?;
-    Ok(Packed { digest, file_sha256: out.hash.finalize().into(), bytes: out.bytes })
+    Ok(Packed { digest, file_sha256: out.hash.finish(), bytes: out.bytes })
 }
 
 /// The archive under its temporary name, removed unless it was renamed.

@@ -4,9 +4,8 @@
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::Digest;
+use crate::digest::Sha256;
 
 pub(crate) const BLOCK: usize = 512;
 pub(crate) const TRAILER: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
@@ -148,7 +147,7 @@ impl<W: Write> Writer<W> {
     /// Ends the archive.
     pub(crate) fn finish(mut self) -> io::Result<(W, Digest)> {
         self.put(&TRAILER)?;
-        Ok((self.out, Digest(self.hash.finalize().into())))
+        Ok((self.out, Digest(self.hash.finish())))
     }
 
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {

@@ -8,8 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sha2::{Digest as _, Sha256};
-
+use crate::digest::Sha256;
 use crate::files::{PathProblem, check_path, parent, sync_dir};
 use crate::{Bundle, Digest, Disk, Limits, MANIFEST_FILE, MODEL_FILE, OpenError, Place, tarball};
 
@@ -335,7 +334,7 @@ impl<R: BufRead> Tar<'_, R> {
         if !rest.fill_buf().map_err(from_decoder(self.limits))?.is_empty() {
             return Err(UnpackError::TrailingData);
         }
-        Ok(Digest(self.hash.finalize().into()))
+        Ok(Digest(self.hash.finish()))
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), UnpackError> {
