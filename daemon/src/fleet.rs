@@ -14,6 +14,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, mpsc},
+    time::Duration,
 };
 use tokio::sync::oneshot;
 use tractd_bundle::{Bundle, Digest, Limits};
@@ -21,6 +22,10 @@ use tractd_engine::{Plan, PlanOptions};
 
 /// Folders of one local model that are tried, from the highest version down, until one loads.
 const VERSIONS_TRIED_MAX: usize = 3;
+
+/// After a trial that could not take place on a busy device, the next one: soon for who waits for the model, and a load
+/// of its own for the device.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Where models come from and what may be loaded.
 #[derive(Debug, Clone)]
@@ -87,6 +92,22 @@ pub(crate) struct Failure {
     pub(crate) digest: Option<Digest>,
     pub(crate) signed: bool,
     pub(crate) reason: String,
+    /// It says nothing about the model, which is tried again by itself.
+    pub(crate) later: bool,
+}
+
+/// Why a version is not served.
+#[derive(Debug)]
+struct NotLoaded {
+    reason: String,
+    /// As [`Failure`]'s.
+    later: bool,
+}
+
+impl From<String> for NotLoaded {
+    fn from(reason: String) -> NotLoaded {
+        NotLoaded { reason, later: false }
+    }
 }
 
 /// What the thread lets others see.
@@ -140,7 +161,18 @@ impl Fleet {
     pub(crate) fn run(mut self, commands: &mpsc::Receiver<Command>, ready: oneshot::Sender<()>) {
         let mut signed = Signed::default();
         let mut ready = Some(ready);
-        while let Ok(command) = commands.recv() {
+        loop {
+            let command = match self.is_something_left() {
+                true => match commands.recv_timeout(TRY_AGAIN) {
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        self.sync(&signed, false);
+                        continue;
+                    }
+                    command => command.ok(),
+                },
+                false => commands.recv().ok(),
+            };
+            let Some(command) = command else { return };
             let again = matches!(command, Command::Reload(_));
             match command {
                 Command::Signed(now) => signed = now,
@@ -153,6 +185,10 @@ impl Fleet {
                 let _ = ready.send(());
             }
         }
+    }
+
+    fn is_something_left(&self) -> bool {
+        self.board.content().failures.values().any(|failure| failure.later)
     }
 
     /// Makes what is served what should be. `again` gives crashed and failed models another try.
@@ -175,7 +211,13 @@ impl Fleet {
                 self.floor.remove(&found.name);
                 self.fail(
                     &found.name,
-                    Failure { version: None, digest: None, signed: false, reason: reason.into() },
+                    Failure {
+                        version: None,
+                        digest: None,
+                        signed: false,
+                        reason: reason.into(),
+                        later: false,
+                    },
                 );
                 continue;
             }
@@ -197,20 +239,23 @@ impl Fleet {
         } else {
             let outcome = match &model.bundle {
                 Ok(bundle) => self.load(name, bundle, true, again, &Place::Stable(model.watch.clone())),
-                Err(reason) => Err(reason.clone()),
+                Err(reason) => Err(reason.clone().into()),
             };
             match outcome {
                 Ok(()) => drop(self.board.content().failures.remove(name)),
-                Err(reason) => {
+                Err(NotLoaded { reason, later }) => {
                     let digest = model.bundle.as_ref().ok().map(|bundle| bundle.digest);
                     let failure = Failure {
                         version: Some(model.version),
                         digest,
                         signed: true,
                         reason: reason.clone(),
+                        later,
                     };
                     self.fail(name, failure);
-                    (self.failed)(LoadFailed { name: name.to_owned(), digest: model.digest, reason });
+                    if !later {
+                        (self.failed)(LoadFailed { name: name.to_owned(), digest: model.digest, reason });
+                    }
                     return;
                 }
             }
@@ -235,11 +280,17 @@ impl Fleet {
             Ok(bundle) => {
                 self.prove_and_install(name, bundle, true, &Place::Candidate(candidate.watch.clone()))
             }
-            Err(reason) => Err(reason.clone()),
+            Err(reason) => Err(reason.clone().into()),
         };
         match outcome {
             Ok(measured) => drop(self.board.content().golden.insert(digest, measured.golden)),
-            Err(reason) => (self.failed)(LoadFailed { name: name.to_owned(), digest, reason }),
+            Err(NotLoaded { reason, later: true }) => {
+                let version = candidate.bundle.as_ref().ok().map(Bundle::version);
+                self.fail(name, Failure { version, digest: Some(digest), signed: true, reason, later: true });
+            }
+            Err(NotLoaded { reason, .. }) => {
+                (self.failed)(LoadFailed { name: name.to_owned(), digest, reason });
+            }
         }
     }
 
@@ -248,7 +299,14 @@ impl Fleet {
         for dir in found.dirs.iter().take(VERSIONS_TRIED_MAX) {
             match self.try_local(&found.name, dir, again) {
                 Ok(()) => break,
-                Err(error) => failure = failure.or(Some(error)),
+                Err(error) => {
+                    // An older version fares no better on a busy device.
+                    let later = error.later;
+                    failure = failure.or(Some(error));
+                    if later {
+                        break;
+                    }
+                }
             }
         }
         match failure {
@@ -259,7 +317,8 @@ impl Fleet {
 
     fn try_local(&self, name: &str, dir: &Path, again: bool) -> Result<(), Failure> {
         let version = dir.file_name().and_then(|name| name.to_str()?.parse().ok());
-        let mut failure = Failure { version, digest: None, signed: false, reason: String::new() };
+        let mut failure =
+            Failure { version, digest: None, signed: false, reason: String::new(), later: false };
         let bundle = match Bundle::open(dir, &Limits::default()) {
             Ok(bundle) => bundle,
             Err(error) => return Err(Failure { reason: error.to_string(), ..failure }),
@@ -274,7 +333,7 @@ impl Fleet {
             return Ok(());
         }
         self.load(name, &bundle, false, again, &Place::Stable(None))
-            .map_err(|reason| Failure { reason, ..failure })
+            .map_err(|NotLoaded { reason, later }| Failure { reason, later, ..failure })
     }
 
     /// Whether this very bundle answers already; a crashed one only counts until somebody asks for another try.
@@ -291,12 +350,13 @@ impl Fleet {
         signed: bool,
         again: bool,
         place: &Place,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotLoaded> {
         if let Some(failure) = self.board.content().failures.get(name)
             && failure.digest == Some(bundle.digest)
+            && !failure.later
             && !again
         {
-            return Err(failure.reason.clone());
+            return Err(failure.reason.clone().into());
         }
         self.board.content().loading.insert(name.to_owned());
         let served = self.floor.loaded(name);
@@ -324,8 +384,11 @@ impl Fleet {
         bundle: &Bundle,
         signed: bool,
         place: &Place,
-    ) -> Result<Measured, String> {
-        let measured = self.proofs.prove(bundle).map_err(|refusal| refusal.to_string())?;
+    ) -> Result<Measured, NotLoaded> {
+        let measured = self
+            .proofs
+            .prove(bundle)
+            .map_err(|refusal| NotLoaded { reason: refusal.to_string(), later: !refusal.is_the_models() })?;
         let options = PlanOptions { cache: Some(self.cache_dir.clone()), ..PlanOptions::default() };
         let plan = Plan::load(bundle, &options).map_err(|error| error.to_string())?;
         let stats = self.floor.loaded(name).map(|(served, _)| served.stats.clone()).unwrap_or_default();
@@ -351,7 +414,8 @@ impl Fleet {
             log::error!(model = name, version:? = failure.version; "model not loaded: {}", failure.reason);
         }
         let served = self.floor.loaded(name).is_some();
-        self.floor.set_absent(name, (!served).then_some(Absent::Failed(failure.reason)));
+        let absent = if failure.later { Absent::Loading } else { Absent::Failed(failure.reason) };
+        self.floor.set_absent(name, (!served).then_some(absent));
     }
 
     fn forget_all_but(&self, wanted: &BTreeSet<String>) {

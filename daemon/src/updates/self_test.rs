@@ -75,10 +75,8 @@ fn judge(candidate_us: [u64; 2], incumbent_us: [u64; 2], factor: f64) -> Result<
 }
 
 fn unproven(refusal: Refusal) -> Unproven {
-    match refusal {
-        Refusal::NotStarted(_) | Refusal::Starved { .. } => Unproven::Later(refusal.to_string()),
-        refusal => Unproven::Bad(refusal.to_string()),
-    }
+    let unproven = if refusal.is_the_models() { Unproven::Bad } else { Unproven::Later };
+    unproven(refusal.to_string())
 }
 
 fn larger(candidate_bytes: u64, incumbent_bytes: u64, factor: f64) -> bool {

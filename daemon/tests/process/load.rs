@@ -4,7 +4,12 @@ use crate::{
     harness::{Ask, Daemon, Site, floats, wait_until},
     onnx,
 };
-use std::{io::Write, thread, time::Instant};
+use std::{
+    io::Write,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Instant,
+};
 use tractd_wire::{DType, Status};
 
 /// Side of the slow model's matrix; 100 squarings take some ten to hundred milliseconds.
@@ -104,6 +109,48 @@ fn a_deadline_is_answered_in_time_though_every_worker_is_busy() {
     let slow = client.receive();
     assert_eq!((slow.id, slow.status), (1, Status::Ok));
     assert!(start.elapsed() > waited, "the expiry did not wait for the worker");
+}
+
+/// Its trial gives way to the processes that keep the device's one processor busy.
+#[test]
+fn a_model_that_could_not_be_tried_on_a_busy_device_is_tried_again() {
+    if !std::fs::exists("/proc/self/schedstat").unwrap() {
+        println!("left out: this kernel does not count how long a process was on a processor");
+        return;
+    }
+    let site = Site::new();
+    // Some hundred milliseconds, of which it gets a few in each second.
+    site.add_model("slow", 1, &onnx::squares(N, 400));
+    site.configure("[proof]\nwall_ms = 1000");
+    let over = AtomicBool::new(false);
+    let daemon = thread::scope(|scope| {
+        on_one_processor();
+        for _ in 0..4 {
+            // A thread is where the one that started it is.
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let daemon = site.start();
+        over.store(true, Ordering::Relaxed);
+        daemon
+    });
+    let log = daemon.log().join("\n");
+    assert!(log.contains("the device is too busy for the model's trial"), "{log}");
+    let reply = daemon.connect().ask(&slow_ask());
+    assert_eq!((reply.status, reply.retry_after_ms > 0), (Status::Busy, true));
+    daemon.wait_log("model loaded");
+    assert_eq!(daemon.connect().ask(&slow_ask()).status, Status::Ok);
+}
+
+fn on_one_processor() {
+    let mut allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
+    allowed.clear();
+    allowed.set(first);
+    rustix::thread::sched_setaffinity(None, &allowed).unwrap();
 }
 
 #[test]

@@ -113,6 +113,13 @@ pub enum Refusal {
     NotStarted(String),
 }
 
+impl Refusal {
+    /// Whether the trial says something about the model: otherwise the next one may go another way.
+    pub fn is_the_models(&self) -> bool {
+        !matches!(self, Refusal::NotStarted(_) | Refusal::Starved { .. })
+    }
+}
+
 fn tail(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!("; it said: {stderr}") }
 }
