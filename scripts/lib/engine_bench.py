@@ -26,6 +26,8 @@ ALL_FORMS = ["qdq-u8s8-pc", "qdq-u8s8-pt", "qdq-s8s8-pc", "qop-u8s8-pc", "qop-u8
 # What holds OpenVINO to a tier of ours; the other peers cannot be held.
 OPENVINO_TIERS = {"avx512-vnni": "AVX512_CORE_VNNI", "avx-vnni": "AVX2_VNNI", "avx2": "AVX2", "sse4.1": "SSE41"}
 PEER_SECONDS, STOCK_RUNS = "0.4", "20"
+# Loads in a round, by tractd and ONNX Runtime; and what is added to a form's name where nothing else was measured.
+LOADS, LOAD = 5, " load"
 # As in tractctl: a probe that took longer than the quickest by this factor had company on its core.
 COMPANY = 1.1
 
@@ -112,6 +114,8 @@ class Bench:
             for peer in self.peers:
                 for form in BEST_FORMS[peer]:
                     self.peer(model, peer, form)
+            for _ in range(LOADS - 1):
+                self.load_again(model)
             if not self.options.kernels:
                 self.tool_runs(model, "stock", "f32", ["--stock", "--runs", STOCK_RUNS])
                 self.tool_runs(model, "stock", "qdq-u8s8-pc", ["--stock", "--runs", STOCK_RUNS])
@@ -142,16 +146,26 @@ class Bench:
             for label in ("filling", "cached"):
                 self.tool_runs(model, "tractd", label, [*tier, "--cache", str(cache), "--runs", "1"])
 
-    def tool_runs(self, model, engine, form, extra):
+    def load_again(self, model):
+        """One load a round says little: a page that is not at hand takes as long as many that are."""
+        self.tool_runs(model, "tractd", "qdq-u8s8-pc", [*self.tier("--kernels"), "--runs", "1"], LOAD)
+        if self.options.cache:
+            cached = ["--cache", str(MODELS / "cache"), "--runs", "1"]
+            self.tool_runs(model, "tractd", "cached", [*self.tier("--kernels"), *cached], LOAD)
+        if "ort" in self.peers:
+            for form in BEST_FORMS["ort"]:
+                self.peer(model, "ort", form, LOAD)
+
+    def tool_runs(self, model, engine, form, extra, what=""):
         file = f"{model}.{form if '-' in form or form == 'f32' else 'qdq-u8s8-pc'}.onnx"
         command = [self.tool, "bench", "engine", MODELS / file, "--input", MODELS / f"{model}.npz", "--json", *extra]
-        self.record(model, engine, form, [*self.pinned, *command])
+        self.record(model, engine, form + what, [*self.pinned, *command])
 
-    def peer(self, model, peer, form):
+    def peer(self, model, peer, form, what=""):
         file = MODELS / f"{model}.{form}.{'tflite' if peer == 'litert' else 'onnx'}"
         script = pathlib.Path(__file__).with_name("engine_peers.py")
-        command = [self.python, script, peer, file, MODELS / f"{model}.input", PEER_SECONDS]
-        self.record(model, peer, form, [*self.pinned, *command])
+        command = [self.python, script, peer, file, MODELS / f"{model}.input", 0 if what == LOAD else PEER_SECONDS]
+        self.record(model, peer, form + what, [*self.pinned, *command])
 
     def record(self, model, engine, form, command):
         done = subprocess.run(list(map(str, command)), env=self.environment, capture_output=True, text=True)
@@ -199,6 +213,8 @@ class Report:
         runs = self.runs.get((model, engine, form))
         if not runs:
             return None
+        if key == "load_ms":
+            runs = runs + self.runs.get((model, engine, form + LOAD), [])
         # What a call costs from Python is not the engine's.
         less = lambda run: run.get("call_us", 0) if key.endswith("_us") else 0  # noqa: E731
         return statistics.median(run[key] - less(run) for run in runs)

@@ -1,6 +1,6 @@
 """Times one peer's engine on one model, in a process of its own: engine_peers.py PEER MODEL RAW SECONDS -> one JSON line.
 
-PEER is ort, openvino or litert; RAW the input, little-endian f32 in ONNX's layout. Each engine is called as a C program
+PEER is ort, openvino or litert; RAW the input, little-endian f32 in ONNX's layout; 0 SECONDS only load. Each engine is called as a C program
 would call it: one thread, input and output bound beforehand, nothing copied or looked up in a call, by the native function
 itself. What such a call costs from Python is measured on a native function that does nothing (call_us).
 """
@@ -26,6 +26,9 @@ def main():
     run = engine.load(model, values)
     run()
     load_ms = (time.perf_counter() - begin) * 1e3
+    if not float(seconds):
+        print(json.dumps({"load_ms": load_ms}))
+        return
     samples = sorted(time_calls(run, float(seconds)))
     call = sorted(time_calls(engine.nothing(), 0.05))
     peak = peak_rss_kb()
