@@ -15,7 +15,7 @@ use tractd_wire::{Want, What};
 use crate::process::{Process, tractctl, wait_for};
 
 /// How long a daemon may take until it answers: with the dev profile, each model's proof takes part of it.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 
 /// What a daemon is started on; outlives it, so that it can be started again on the same state.
 #[derive(Debug)]

@@ -154,7 +154,9 @@ fn a_trial_has_the_configured_limits() {
     site.add_model("slow", 1, &onnx::squares(512, 400));
     site.configure("[proof]\nwall_ms = 300");
     let daemon = site.start();
-    assert!(model(&daemon, "slow", "failed")["reason"].as_str().unwrap().contains("did not end"));
+    let reason = model(&daemon, "slow", "failed")["reason"].as_str().unwrap().to_owned();
+    // Other tests may have had the processors all the while.
+    assert!(reason.contains("did not end within 300ms") || reason.contains("too busy"), "{reason}");
 
     let site = Site::new();
     // Each matrix is 64 MiB.

