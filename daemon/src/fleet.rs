@@ -162,17 +162,15 @@ impl Fleet {
         let mut signed = Signed::default();
         let mut ready = Some(ready);
         loop {
-            let command = match self.is_something_left() {
-                true => match commands.recv_timeout(TRY_AGAIN) {
-                    Err(mpsc::RecvTimeoutError::Timeout) => {
-                        self.sync(&signed, false);
-                        continue;
-                    }
-                    command => command.ok(),
-                },
-                false => commands.recv().ok(),
+            let wait = if self.is_something_left() { TRY_AGAIN } else { Duration::MAX };
+            let command = match commands.recv_timeout(wait) {
+                Ok(command) => command,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.sync(&signed, false);
+                    continue;
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
             };
-            let Some(command) = command else { return };
             let again = matches!(command, Command::Reload(_));
             match command {
                 Command::Signed(now) => signed = now,

@@ -17,6 +17,7 @@ import subprocess
 import sys
 
 MODELS = pathlib.Path("build/bench-models")
+CACHE = MODELS / "cache"
 NETWORKS = ["mlp", "autoencoder", "ds-cnn", "resnet8", "mobilenet-v3-small", "mobilenet-v2", "resnet18"]
 NAMES = {"ort": "ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT", "tractd": "tractd", "stock": "tract"}
 PACKAGES = {"ort": "onnxruntime", "openvino": "openvino", "litert": "ai_edge_litert"}
@@ -141,17 +142,18 @@ class Bench:
         tier = self.tier("--kernels")
         self.tool_runs(model, "tractd", form, tier)
         if self.options.cache and form == "qdq-u8s8-pc":
-            cache = MODELS / "cache"
-            shutil.rmtree(cache, ignore_errors=True)
+            shutil.rmtree(CACHE, ignore_errors=True)
             for label in ("filling", "cached"):
-                self.tool_runs(model, "tractd", label, [*tier, "--cache", str(cache), "--runs", "1"])
+                self.cached(model, label)
+
+    def cached(self, model, label, what=""):
+        self.tool_runs(model, "tractd", label, [*self.tier("--kernels"), "--cache", CACHE, "--runs", "1"], what)
 
     def load_again(self, model):
         """One load a round says little: a page that is not at hand takes as long as many that are."""
         self.tool_runs(model, "tractd", "qdq-u8s8-pc", [*self.tier("--kernels"), "--runs", "1"], LOAD)
         if self.options.cache:
-            cached = ["--cache", str(MODELS / "cache"), "--runs", "1"]
-            self.tool_runs(model, "tractd", "cached", [*self.tier("--kernels"), *cached], LOAD)
+            self.cached(model, "cached", LOAD)
         if "ort" in self.peers:
             for form in BEST_FORMS["ort"]:
                 self.peer(model, "ort", form, LOAD)

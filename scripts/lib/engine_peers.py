@@ -1,8 +1,9 @@
 """Times one peer's engine on one model, in a process of its own: engine_peers.py PEER MODEL RAW SECONDS -> one JSON line.
 
-PEER is ort, openvino or litert; RAW the input, little-endian f32 in ONNX's layout; 0 SECONDS only load. Each engine is called as a C program
-would call it: one thread, input and output bound beforehand, nothing copied or looked up in a call, by the native function
-itself. What such a call costs from Python is measured on a native function that does nothing (call_us).
+PEER is ort, openvino or litert; RAW the input, little-endian f32 in ONNX's layout; 0 SECONDS only load. Each
+engine is called as a C program would call it: one thread, input and output bound beforehand, nothing copied or looked up in
+a call, by the native function itself. What such a call costs from Python is measured on a native function that does nothing
+(call_us).
 """
 
 import ctypes

@@ -120,14 +120,17 @@ impl Running {
             let status = self.0.try_wait()?;
             stdout.drain_head()?;
             stderr.drain_tail()?;
-            let left = match status {
-                Some(status) => Err(Ok(status)),
-                None => self.left(started.elapsed(), limits.wall).map_err(Err),
+            let status = match status {
+                Some(status) => Ok(status),
+                None => match self.left(started.elapsed(), limits.wall) {
+                    Ok(left) => {
+                        wait(&[&stdout, &stderr], left.min(LOOK))?;
+                        continue;
+                    }
+                    Err(refusal) => Err(refusal),
+                },
             };
-            match left {
-                Ok(left) => wait(&[&stdout, &stderr], left.min(LOOK))?,
-                Err(status) => return Ok(End { status, stdout: stdout.kept, stderr: stderr.kept }),
-            }
+            return Ok(End { status, stdout: stdout.kept, stderr: stderr.kept });
         }
     }
 
